@@ -1,0 +1,27 @@
+# make lab      start the course in JupyterLab
+# make test     run all tests, every lesson included
+# make lessons  run all lessons and keep what they print and plot
+# make faces    draw the data set and the picture sheets again
+
+PYTHON ?= python3
+BIN := .venv/bin
+ROOT_USER := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: lab test lessons faces
+
+lab: .venv/installed
+	$(BIN)/jupyter lab $(ROOT_USER) notebooks/00_introduction.ipynb
+
+test: .venv/installed
+	$(BIN)/python -m pytest --cov=diffusion_utils --cov-report=term-missing --cov-fail-under=95
+
+lessons: .venv/installed
+	$(BIN)/python tools/run_lessons.py
+
+faces: .venv/installed
+	$(BIN)/python data/draw_toy_faces.py --sheet images/toy_faces.png
+
+.venv/installed: requirements.txt constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt
+	touch $@
