@@ -97,7 +97,7 @@ def sample_attributes(split, index):
     a["mouth"] = pick(["closed", "open"]) if a["smile"] > 0.2 else "closed"
     a["gaze"] = between(-1, 1)
     a["beard"] = pick(CHOICES["beard"], [75, 6, 6, 5, 8])
-    a["glasses"] = pick(CHOICES["glasses"], [65, 14, 13, 8])
+    a["glasses"] = pick(CHOICES["glasses"], [76, 9, 9, 6])
     # No hat fits over a quiff, an afro or a bun; the other nine styles make up for them.
     hat = pick(CHOICES["hat"], [73, 9, 9, 9])
     a["hat"] = "none" if a["hair_style"] in ("quiff", "afro", "bun") else hat

@@ -1,0 +1,145 @@
+"""Lessons 02 to 04: schedule, network and model, against numbers of the original article's code.
+
+`article_reference.json` was written by running the article's class, with the seeds used below.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffusion_utils import TOY_MODEL, Combine, Diffusion, DiffusionConfig, Residual, UNet, generate, schedule
+
+ARTICLE = json.loads((Path(__file__).parent / "article_reference.json").read_text())
+
+
+def tiny(**options):
+    torch.manual_seed(0)
+    return Diffusion(DiffusionConfig(**{"image_size": 8, "widths": (8, 16), "block_depth": 1, **options}))
+
+
+def article_model():
+    torch.manual_seed(0)
+    return Diffusion(DiffusionConfig())
+
+
+def some_of(tensor):
+    return tensor.detach().flatten()[:: tensor.numel() // 8][:8]
+
+
+def test_schedule():
+    time = torch.linspace(0, 1, 5)
+    noise_rate, signal_rate = schedule(time)
+    assert noise_rate.tolist() == pytest.approx(ARTICLE["noise_rates"], abs=1e-6)
+    assert signal_rate.tolist() == pytest.approx(ARTICLE["signal_rates"], abs=1e-6)
+    fine = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    noise_rate, signal_rate = schedule(fine)
+    assert torch.allclose(noise_rate**2 + signal_rate**2, torch.ones(1001, dtype=torch.float64))
+    assert (signal_rate.diff() < 0).all()
+    assert schedule(0.5)[0].shape == () and schedule(torch.zeros(2, 1, 1, 1))[1].shape == (2, 1, 1, 1)
+
+
+def test_combine():
+    torch.manual_seed(0)
+    combine = Combine(channels=12)
+    image, variance = torch.rand(2, 3, 8, 8), torch.tensor([0.1, 0.7]).reshape(2, 1, 1, 1)
+    out = combine(image, variance)
+    assert out.shape == (2, 24, 8, 8)
+    assert torch.equal(out[:, :12], combine.cnn(image))
+    for i in range(6):
+        frequency = 1000 ** (i / 5)
+        for k, v in enumerate([0.1, 0.7]):
+            assert out[k, 12 + i].eq(out[k, 12 + i, 0, 0]).all()
+            assert out[k, 12 + i, 0, 0].item() == pytest.approx(math.sin(2 * math.pi * frequency * v), abs=1e-3)
+            assert out[k, 18 + i, 0, 0].item() == pytest.approx(math.cos(2 * math.pi * frequency * v), abs=1e-3)
+
+
+def test_residual():
+    block = Residual(4, 6).eval()
+    x = torch.rand(2, 4, 5, 5)
+    assert torch.equal(block(x), block.cnn(x) + block.s(x)) and block(x).shape == (2, 6, 5, 5)
+
+
+@pytest.mark.parametrize("widths, depth, size", [((4, 8), 1, 6), ((4, 8, 12), 3, 16), ((4, 4, 4, 4, 4), 2, 16), ((8,), 2, 5)])
+def test_unet_shapes(widths, depth, size):
+    unet = UNet(widths, depth)
+    assert unet(torch.rand(2, 2 * widths[0], size, size)).shape == (2, 3, size, size)
+    blocks = [layer for part in (unet.down, unet.middle, unet.up) for layer in part if isinstance(layer, Residual)]
+    assert len(blocks) == depth * (2 * len(widths) - 1)
+
+
+def test_names_and_shapes_of_the_article():
+    state = article_model().state_dict()
+    assert {name: list(value.shape) for name, value in state.items()} == ARTICLE["state_dict"]
+    assert list(state) == list(ARTICLE["state_dict"])
+
+
+def test_initial_weights_of_the_article():
+    digest = hashlib.sha256()
+    for name, value in article_model().state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.numpy().tobytes())
+    assert digest.hexdigest() == ARTICLE["initial_weights_sha256"]
+
+
+def test_outputs_of_the_article():
+    diffusion = article_model().train()
+    torch.manual_seed(1)
+    images = torch.rand(2, 3, 64, 64)
+    torch.manual_seed(2)
+    noise, predicted_noise = diffusion(images)
+    assert some_of(noise).tolist() == ARTICLE["noise"]
+    assert some_of(predicted_noise).tolist() == pytest.approx(ARTICLE["predicted_noise"], abs=1e-5)
+    assert diffusion.norm.running_mean.tolist() == pytest.approx(ARTICLE["running_mean"], abs=1e-6)
+
+    diffusion.norm.running_mean.fill_(0.5)
+    diffusion.norm.running_var.fill_(1e-5)
+    diffusion.eval()
+    torch.manual_seed(3)
+    assert some_of(generate(diffusion, 2)).tolist() == pytest.approx(ARTICLE["generated"], abs=1e-3)
+
+
+def test_round_trip(tmp_path):
+    diffusion = tiny()
+    diffusion(torch.rand(4, 3, 8, 8))  # moves BatchNorm's statistics
+    diffusion.save_pretrained(tmp_path)
+    again = Diffusion.from_pretrained(tmp_path)
+    assert again.config.widths == [8, 16] and again.config.image_size == 8 and not again.training
+    assert all(torch.equal(a, b) for a, b in zip(diffusion.state_dict().values(), again.state_dict().values()))
+    assert torch.equal(generate(diffusion, seed=0), generate(again, seed=0))
+    with_info, info = Diffusion.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(with_info, Diffusion) and not info["missing_keys"]
+
+
+def test_an_article_checkpoint_loads(tmp_path):
+    """A folder as transformers 4 wrote it: pytorch_model.bin and a config without our numbers."""
+    diffusion = article_model()
+    torch.save(diffusion.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text('{"architectures": ["Diffusion"], "transformers_version": "4.26.0"}')
+    again, info = Diffusion.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert all(torch.equal(a, b) for a, b in zip(diffusion.state_dict().values(), again.state_dict().values()))
+
+
+def test_missing_weights_are_refused_by_name(tmp_path):
+    tiny().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["unet.out.bias"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks the weights \['unet.out.bias'\]"):
+        Diffusion.from_pretrained(tmp_path)
+
+
+def test_size_must_halve():
+    with pytest.raises(ValueError, match="image_size=60 cannot be halved 3 times.*multiple of 8"):
+        DiffusionConfig(image_size=60)
+
+
+def test_the_shipped_model():
+    diffusion = Diffusion.from_pretrained(TOY_MODEL)
+    assert diffusion.config.image_size == 32 and not diffusion.training
+    assert {path.name for path in TOY_MODEL.iterdir()} >= {"config.json", "model.safetensors", "README.md"}
