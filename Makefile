@@ -19,6 +19,7 @@ lessons: .venv/installed
 	$(BIN)/python tools/run_lessons.py
 
 faces: .venv/installed
+	$(BIN)/python data/draw_toy_faces.py
 	$(BIN)/python data/draw_toy_faces.py --sheet images/toy_faces.png
 
 .venv/installed: requirements.txt constraints.txt

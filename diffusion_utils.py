@@ -26,7 +26,9 @@ from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedModel, get_scheduler
 from transformers.utils.logging import disable_progress_bar
 
-disable_progress_bar()  # transformers' own bars, shown for each small file it reads or writes
+# The libraries' own bars, shown for each small file that they read or write.
+disable_progress_bar()
+datasets.disable_progress_bars()
 
 ROOT = Path(__file__).resolve().parent
 TOY_FACES = ROOT / "data" / "toy_faces"  # the pictures that ship with the course
@@ -60,7 +62,8 @@ def open_pictures(source, split="train", seed=0):
     local = Path(source).exists()
     if not local and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise FileNotFoundError(f"source: there is no folder {str(source)!r}")
-    rows = datasets.load_dataset(str(source), split=split, streaming=not local)
+    mode = "force_redownload" if local else None  # do not take a folder that has changed from a cache
+    rows = datasets.load_dataset(str(source), split=split, streaming=not local, download_mode=mode)
     columns = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     if not columns:
         raise ValueError(f"source: {str(source)!r} has no column of pictures, only {list(rows.features)}")

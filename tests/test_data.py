@@ -45,6 +45,19 @@ def test_get_data_from_a_folder_of_pictures(tmp_path):
     assert data[0, 1, -1, 0] > 0.9 and data[0, 1, 0, 0] < 0.1  # channel 1 is green, and grows downwards
 
 
+def test_a_changed_folder_is_read_again(tmp_path):
+    """datasets keeps a cache, and for a folder with a card it does not look whether it is out of date."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.parquet\n---\n"
+    )
+    kinds = datasets.Features({"image": datasets.Image()})
+    for color in ("black", "white"):
+        rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4), color)]}, features=kinds)
+        rows.to_parquet(tmp_path / "data" / "train.parquet")
+        assert get_data(tmp_path, size=4).mean() == (color == "white")
+
+
 def test_get_data_keeps_only_what_it_could_read(monkeypatch):
     """A stream that ends early gives a shorter array."""
     import diffusion_utils
@@ -65,7 +78,7 @@ def test_a_hub_id_is_streamed(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert get_data("somebody/faces", limit=2, size=8).shape == (2, 3, 8, 8)
-    assert asked == {"path": "somebody/faces", "split": "train", "streaming": True}
+    assert asked == {"path": "somebody/faces", "split": "train", "streaming": True, "download_mode": None}
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "I", "F"])

@@ -7,6 +7,8 @@ import ast
 import json
 import os
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -30,6 +32,15 @@ def cells(path, kind):
 
 def test_the_lessons_are_there():
     assert [name[:2] for name in NAMES] == [f"{i:02}" for i in range(len(NAMES))] and len(NAMES) >= 6
+
+
+def test_the_module_is_found():
+    """All lessons begin with the same cell; after it the import works from both folders."""
+    (first,) = {cells(path, "code")[0].source for path in LESSONS}
+    for folder in (ROOT, ROOT / "notebooks"):
+        program = f"{first}\nimport diffusion_utils\nprint(diffusion_utils.__file__)"
+        result = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
+        assert Path(result.stdout.strip()).resolve() == MODULE.resolve(), result.stderr
 
 
 # As files -------------------------------------------------------------------------------
