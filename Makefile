@@ -1,13 +1,14 @@
 # make lab      start the course in JupyterLab
 # make test     run all tests, every lesson included
 # make lessons  run all lessons and keep what they print and plot
-# make faces    draw the data set and the picture sheets again
+# make faces    draw the data set and its sheets again
+# make images   draw the other pictures again, with the model that ships
 
 PYTHON ?= python3
 BIN := .venv/bin
 ROOT_USER := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab test lessons faces
+.PHONY: lab test lessons faces images
 
 lab: .venv/installed
 	$(BIN)/jupyter lab $(ROOT_USER) notebooks/00_introduction.ipynb
@@ -21,6 +22,9 @@ lessons: .venv/installed
 faces: .venv/installed
 	$(BIN)/python data/draw_toy_faces.py
 	$(BIN)/python data/draw_toy_faces.py --sheet images/toy_faces.png
+
+images: .venv/installed
+	$(BIN)/python tools/make_images.py
 
 .venv/installed: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv

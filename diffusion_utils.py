@@ -132,7 +132,7 @@ def show(images, n=5, path=None, titles=()):
     images = torch.as_tensor(images[: whole_number("n", n)]).detach().cpu().clip(0, 1)
     figure, axes = plt.subplots(1, len(images), figsize=(1.5 * len(images), 1.7), squeeze=False)
     for axis, image in zip(axes[0], images):
-        axis.imshow(image.permute(1, 2, 0).numpy())
+        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
         axis.axis("off")
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=9)

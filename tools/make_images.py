@@ -1,4 +1,4 @@
-"""Draw the strip at the top of the README with the model that ships: from noise to faces.
+"""Draw, with the model that ships, the strip at the top of the README and the sheet of its card.
 
     python tools/make_images.py
 """
@@ -24,3 +24,8 @@ rows = torch.cat([torch.cat([film[step][row] for step in STEPS], dim=2) for row 
 picture = Image.fromarray((rows * 255).round().byte().permute(1, 2, 0).numpy())
 picture = picture.resize((picture.width * SCALE, picture.height * SCALE), Image.Resampling.NEAREST)
 picture.save(ROOT / "images" / "noise_to_face.png", optimize=True)
+
+forty = generate(diffusion, n=40, seed=1).reshape(4, 10, 3, 32, 32)
+sheet = forty.permute(0, 3, 1, 4, 2).reshape(4 * 32, 10 * 32, 3)
+sheet = Image.fromarray((sheet * 255).round().byte().numpy())
+sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST).save(TOY_MODEL / "samples.png", optimize=True)

@@ -7,6 +7,7 @@ A lesson that fails is not written. Progress bars are widgets; a reader without 
 only their text, which is that of the first moment ("0%"), so it is replaced by the last.
 """
 
+import html
 import re
 import sys
 import time
@@ -30,8 +31,9 @@ def finish_bars(notebook):
 
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if re.match(r" *\d+%\|", output.get("data", {}).get("text/plain", "")) and VIEW in output.data:
-                output.data["text/plain"] = re.sub(r"\s+", " ", text(output.data[VIEW]["model_id"]))
+            if re.match(r"[\w: ]*\d+%\|", output.get("data", {}).get("text/plain", "")) and VIEW in output.data:
+                last = html.unescape(text(output.data[VIEW]["model_id"]))
+                output.data["text/plain"] = re.sub(r"\s+", " ", last)
 
 
 def run(path):
