@@ -2,7 +2,7 @@
 
 Lesson 01  data:      whole_number, open_pictures, square_rgb, get_data, get_loader, show
 Lesson 02  noise:     schedule
-Lesson 03  network:   Combine, Residual, UNet
+Lesson 03  network:   Combine, Residual, unet_layers, UNet
 Lesson 04  training:  DiffusionConfig, Diffusion, training_step, average_weights,
                       pixel_distance, train
 Lesson 05  sampling:  predict, denormalize, starting_noise, generate
@@ -210,6 +210,30 @@ class Residual(nn.Module):
         return self.cnn(x) + self.s(x)
 
 
+def unet_layers(widths, block_depth):
+    """The layers of a UNet as three lists: down, middle, up. Lesson 03.
+
+    Each Residual on the way up also takes the channels of its partner on the way down.
+    """
+    down, middle, up = [], [], []
+    channels, skips = 2 * widths[0], []
+    for width in widths[:-1]:
+        for _ in range(block_depth):
+            down.append(Residual(channels, width))
+            channels = width
+            skips.append(channels)
+        down.append(nn.AvgPool2d(2))
+    for _ in range(block_depth):
+        middle.append(Residual(channels, widths[-1]))
+        channels = widths[-1]
+    for width in reversed(widths[:-1]):
+        up.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True))
+        for _ in range(block_depth):
+            up.append(Residual(channels + skips.pop(), width))
+            channels = width
+    return down, middle, up
+
+
 class UNet(nn.Module):
     """Down, across the bottom and up again, with a skip from each level. Lesson 03.
 
@@ -220,23 +244,9 @@ class UNet(nn.Module):
 
     def __init__(self, widths=(32, 64, 96, 128), block_depth=2):
         super().__init__()
-        self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        channels, skips = 2 * widths[0], []
-        for width in widths[:-1]:
-            for _ in range(block_depth):
-                self.down.append(Residual(channels, width))
-                channels = width
-                skips.append(channels)
-            self.down.append(nn.AvgPool2d(2))
-        for _ in range(block_depth):
-            self.middle.append(Residual(channels, widths[-1]))
-            channels = widths[-1]
-        for width in reversed(widths[:-1]):
-            self.up.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True))
-            for _ in range(block_depth):
-                self.up.append(Residual(channels + skips.pop(), width))
-                channels = width
-        self.out = nn.Conv2d(channels, 3, kernel_size=1)
+        down, middle, up = unet_layers(widths, block_depth)
+        self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
+        self.out = nn.Conv2d(widths[0], 3, kernel_size=1)
 
     def forward(self, x):
         skips = []
