@@ -1,10 +1,12 @@
 """A diffusion model for small pictures, in the order in which the course builds it.
 
-Lesson 01  data:      whole_number, open_pictures, square_rgb, get_data, get_loader, show
+Lesson 01  data:      whole_number, open_pictures, square_rgb, get_data, Pictures, get_loader, show
 Lesson 02  noise:     schedule
 Lesson 03  network:   Combine, Residual, unet_layers, UNet
 Lesson 04  training:  DiffusionConfig, Diffusion, training_step, average_weights,
-                      pixel_distance, train
+                      pixel_distance, fast_accelerator, seed_from, fingerprint, Training,
+                      record, save_checkpoint, load_checkpoint, enough_memory, stop_button,
+                      draw_samples, finish, train
 Lesson 05  sampling:  predict, denormalize, starting_noise, generate
 
 Pictures are float32 tensors or arrays of shape (N, 3, S, S): N pictures, three colour
@@ -13,11 +15,25 @@ channels (red, green, blue), S rows, S columns. Values lie in [0, 1].
 
 import math
 import re
+import shutil
+import signal
+import threading
+import time
+import warnings
+import zlib
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import numpy as np
 import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DataLoaderConfiguration, broadcast
+from IPython import get_ipython
+from IPython.display import display
 from matplotlib import pyplot as plt
 from PIL import Image, ImageOps
 from torch import nn
@@ -50,11 +66,12 @@ def whole_number(name, value):
     return int(value)
 
 
-def open_pictures(source, split="train", seed=0):
+def open_pictures(source, split="train", seed=0, streaming=True):
     """Open a data set of pictures, shuffled by `seed`. Nothing is decoded yet. Lesson 01.
 
     `source`: a folder in hub layout, a folder of pictures, or a hub id ("owner/name").
-    A folder is opened whole; a hub id is streamed, so that only what is read is fetched.
+    A folder is opened whole; a hub id is streamed, so that only what is read is fetched,
+    unless `streaming` is False.
 
     Returns `(rows, column)`: an iterable of dicts, and the name of the column that holds
     the pictures. Raises FileNotFoundError or ValueError where there are no pictures.
@@ -63,7 +80,7 @@ def open_pictures(source, split="train", seed=0):
     if not local and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise FileNotFoundError(f"source: there is no folder {str(source)!r}")
     mode = "force_redownload" if local else None  # do not take a folder that has changed from a cache
-    rows = datasets.load_dataset(str(source), split=split, streaming=not local, download_mode=mode)
+    rows = datasets.load_dataset(str(source), split=split, streaming=streaming and not local, download_mode=mode)
     columns = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     if not columns:
         raise ValueError(f"source: {str(source)!r} has no column of pictures, only {list(rows.features)}")
@@ -105,6 +122,25 @@ def get_data(source=TOY_FACES, *, split="train", limit=3000, size=64, seed=0):
     data = data[:count]
     data /= 255
     return data
+
+
+class Pictures(torch.utils.data.Dataset):
+    """All pictures of `source`, each decoded when it is asked for: (3, size, size) in [0, 1]. Lesson 01.
+
+    For more pictures than fit into memory. From a hub id they are downloaded first. Raises
+    what `open_pictures` raises.
+    """
+
+    def __init__(self, source, *, split="train", size=64, seed=0):
+        self.size = whole_number("size", size)
+        self.rows, self.column = open_pictures(source, split, seed, streaming=False)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        picture = square_rgb(self.rows[index][self.column], self.size)
+        return np.asarray(picture).transpose(2, 0, 1) / np.float32(255)
 
 
 def get_loader(data, batch_size=64, seed=None):
@@ -323,15 +359,30 @@ class Diffusion(PreTrainedModel):
             raise ValueError(f"{name} lacks the weights {sorted(info['missing_keys'])}")
         return (diffusion, info) if kwargs.get("output_loading_info") else diffusion
 
+    def push_to_hub(self, name, *args, token=None, **kwargs):
+        """Publish the model on the hub as `name`, "owner/name". The token is kept nowhere.
 
-def training_step(diffusion, images, optimizer):
+        Raises PermissionError without a token (`huggingface_hub.login()` or HF_TOKEN give one)
+        and ConnectionError when the hub refuses or cannot be reached.
+        """
+        if not (token or huggingface_hub.get_token()):
+            raise PermissionError("token: there is none; call huggingface_hub.login() or set HF_TOKEN first")
+        try:
+            return super().push_to_hub(name, *args, token=token, **kwargs)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise ConnectionError(f"{name} was not published: {reason}. The model here is unchanged") from None
+
+
+def training_step(diffusion, images, optimizer, backward=torch.Tensor.backward):
     """Learn from one batch `images` (N, 3, S, S); returns the loss, a scalar. Lesson 04.
 
-    The loss is the mean absolute difference between noise and predicted noise.
+    The loss is the mean absolute difference between noise and predicted noise. `backward`
+    computes the gradients; that of Accelerate can scale them for half precision.
     """
     noise, predicted_noise = diffusion(images)
     loss = nn.functional.l1_loss(predicted_noise, noise)
-    loss.backward()
+    backward(loss)
     optimizer.step()
     optimizer.zero_grad()
     return loss.detach()
@@ -346,10 +397,12 @@ def average_weights(diffusion, ema_decay):
     """
 
     def update(averages, weights, n):
-        decay = min(ema_decay, (1 + int(n)) / (10 + int(n)))
+        n = int(average.n_averaged)
+        decay = min(ema_decay, (1 + n) / (10 + n))
         get_ema_multi_avg_fn(decay)(averages, weights, n)
 
-    return AveragedModel(diffusion, multi_avg_fn=update)
+    average = AveragedModel(diffusion, multi_avg_fn=update)
+    return average
 
 
 def pixel_distance(images, reference):
@@ -369,42 +422,271 @@ def pixel_distance(images, reference):
     return float((m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * roots.sum())
 
 
+def fast_accelerator():
+    """Accelerate, set up for the machine at hand: where to compute, and how precisely. Lesson 04.
+
+    A CPU computes in 32 bits. A CUDA GPU computes in bfloat16 where it does so natively, else
+    in float16 with scaled gradients, and compiles the network where Triton is there to do it.
+    Several processes, started by torchrun, share each batch.
+    """
+    cuda = torch.cuda.is_available()
+    bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    triton = cuda and torch.cuda.get_device_capability() >= (7, 0) and find_spec("triton")
+    return Accelerator(
+        cpu=not cuda,
+        mixed_precision="bf16" if bf16 else "fp16" if cuda else "no",
+        dynamo_backend="inductor" if triton else "no",
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
+
+
+def seed_from(*numbers):
+    """One seed for PyTorch out of several whole numbers, say a seed and a step. Lesson 04."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def fingerprint(pictures):
+    """A number that tells one data set of pictures from another, by 16 of them. Lesson 04."""
+    some = np.linspace(0, len(pictures) - 1, 16).astype(int)
+    return zlib.crc32(b"".join(np.asarray(pictures[int(i)]).tobytes() for i in some))
+
+
+class Training:
+    """All that changes while a model learns, ready for the next step. Lesson 04.
+
+    `diffusion` and `average` hold the two sets of weights; `model`, `optimizer` and `loader`
+    are Accelerate's versions of what came in. `settings` are the numbers that the result
+    depends on. `history`: "loss" and "lr" have a number a step, "samples" has tuples
+    `(epoch, raw, averaged)`, "seconds" the time it took so far.
+    """
+
+    def __init__(self, diffusion, loader, epochs, lr, weight_decay, warmup_steps, cosine_decay, ema_decay, seed):
+        self.steps = whole_number("epochs", epochs) * len(loader)
+        self.settings = {
+            "widths": diffusion.config.widths, "block_depth": diffusion.config.block_depth,
+            "image_size": diffusion.config.image_size, "pictures": len(loader.dataset),
+            "fingerprint": fingerprint(loader.dataset), "batch_size": loader.batch_size,
+            "lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps,
+            "cosine_decay": cosine_decay and epochs, "ema_decay": ema_decay, "seed": seed,
+        }  # fmt: skip
+        self.accelerator = fast_accelerator()
+        self.diffusion = diffusion.to(self.accelerator.device).train()
+        self.average = average_weights(diffusion, ema_decay)
+        optimizer = torch.optim.AdamW(diffusion.parameters(), lr, weight_decay=weight_decay, fused=True)
+        kind = "cosine" if cosine_decay else "constant_with_warmup"
+        self.rates = get_scheduler(kind, optimizer, warmup_steps, self.steps)
+        self.order = loader.sampler.generator = torch.Generator()
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(diffusion, optimizer, loader)
+        self.parts = {"optimizer": self.optimizer, "rates": self.rates}
+        if self.accelerator.scaler:
+            self.parts["scaler"] = self.accelerator.scaler
+        self.history, self.clock = {"loss": [], "lr": [], "samples": [], "seconds": 0.0}, time.perf_counter()
+
+    @property
+    def done(self):
+        return len(self.history["loss"])
+
+    def batches(self):
+        """Yield the rest of the epoch. Order and noise follow from seed, epoch and step alone."""
+        step, seed = self.done, self.settings["seed"]
+        self.order.manual_seed(seed_from(seed, step // len(self.loader)))
+        for images in islice(self.loader, step % len(self.loader), None):
+            torch.manual_seed(seed_from(seed, step, self.accelerator.process_index))
+            self.history["lr"] += self.rates.get_last_lr()
+            yield images
+            step += 1
+
+
+def record(training, losses):
+    """Add the losses of some steps, scalar tensors, to the history. Lesson 04.
+
+    Raises FloatingPointError that names the step when one is not finite.
+    """
+    history, now = training.history, time.perf_counter()
+    history["seconds"] += now - training.clock
+    training.clock = now
+    for loss in training.accelerator.reduce(torch.stack(losses), "mean").tolist():
+        step = len(history["loss"])
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at step {step}, with a learning rate of "
+                                     f"{history['lr'][step]:.2g}; try a lower lr")  # fmt: skip
+        history["loss"].append(loss)
+
+
+def save_checkpoint(training, folder):
+    """Write the checkpoint `step-...` into `folder`, and keep the last two. Lesson 04.
+
+        config.json, model.safetensors    the averaged weights, for `from_pretrained`
+        raw/                              the weights as they are, likewise
+        training.pt                       settings, history, optimizer, learning rate
+
+    It is written as "unfinished" and then renamed, so that what is called `step-...` is
+    whole. Raises OSError when it cannot be written; what was there before stays.
+    """
+    final, draft = Path(folder, f"step-{len(training.history['loss']):08}"), Path(folder, "unfinished")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        training.average.module.save_pretrained(draft)
+        training.diffusion.save_pretrained(draft / "raw")
+        state = {"settings": training.settings, "history": training.history}
+        parts = {name: part.state_dict() for name, part in training.parts.items()}
+        torch.save(state | parts, draft / "training.pt")
+        shutil.rmtree(final, ignore_errors=True)
+        draft.replace(final)
+    except Exception as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        last = max(Path(folder).glob("step-*"), default=None)
+        raise OSError(f"checkpoint_dir: cannot write {final}: {error}. Last checkpoint: {last}") from error
+    for old in sorted(Path(folder).glob("step-*"))[:-2]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(training, folder, resume=True):
+    """Go on from the newest checkpoint in `folder`, if there is one. Lesson 04.
+
+    Without `resume`, all of them are deleted instead. One that cannot be read is passed over
+    with a warning. Raises ValueError when none can be
+    read, or when it belongs to a training with other settings, and names them.
+    """
+    found = sorted(Path(folder).glob("step-*"), reverse=True)
+    if not resume:
+        for checkpoint in found:
+            shutil.rmtree(checkpoint)
+        return
+    for checkpoint in found:
+        try:
+            state = torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True)
+            raw, averaged = (type(training.diffusion).from_pretrained(f) for f in (checkpoint / "raw", checkpoint))
+        except Exception as error:
+            warnings.warn(f"{checkpoint} cannot be read, taking the one before: {error}")
+            continue
+        then, steps = state["settings"], len(state["history"]["loss"])
+        other = [f"{name}={then[name]}, not {value}" for name, value in training.settings.items() if then[name] != value]
+        other += [f"{steps} steps done, more than {training.steps}"] if steps > training.steps else []
+        if other:
+            raise ValueError(f"checkpoint_dir: {folder} holds another training: {'; '.join(other)}. "
+                             "Take another folder, or start over with resume=False")  # fmt: skip
+        training.diffusion.load_state_dict(raw.state_dict())
+        training.average.module.load_state_dict(averaged.state_dict())
+        training.average.n_averaged.fill_(steps)
+        training.history = state["history"]
+        for name, part in training.parts.items():
+            part.load_state_dict(state[name])
+        return
+    if found:
+        raise ValueError(f"checkpoint_dir: no checkpoint in {folder} can be read; resume=False starts over")
+
+
+@contextmanager
+def enough_memory(batch_size):
+    """Say what to do when the GPU's memory does not hold a batch. Lesson 04."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(f"batch_size={batch_size} needs more memory than the GPU has; "
+                           f"try batch_size={batch_size // 2} in get_loader") from error  # fmt: skip
+
+
+@contextmanager
+def stop_button():
+    """Within it, Ctrl-C and Jupyter's stop button only set the event that it yields. Lesson 04.
+
+    Pressed a second time they interrupt, as always. Where several processes train together,
+    and in threads, all stays as it is.
+    """
+    pressed, usual = threading.Event(), signal.getsignal(signal.SIGINT)
+
+    def press(number, frame):
+        pressed.set()
+        signal.signal(signal.SIGINT, usual)
+
+    alone = PartialState().num_processes == 1 and threading.current_thread() is threading.main_thread()
+    if alone:
+        signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        if alone:
+            signal.signal(signal.SIGINT, usual)
+
+
+def draw_samples(history, diffusion, average, epoch, figure=None):
+    """Add five samples of each set of weights to the history; in a notebook, show it. Lesson 04.
+
+    What a notebook shows is one figure with the losses and the newest samples: each call draws
+    it anew in place of `figure`, what the call before returned.
+    """
+    history["samples"].append((epoch, *(generate(model, seed=0).cpu() for model in (diffusion, average.module))))
+    if get_ipython() is None:
+        return None
+    drawing, (curve, row) = plt.subplots(2, 1, figsize=(7, 4), layout="constrained")
+    width = min(50, len(history["loss"]))
+    curve.plot(history["loss"], color="0.85")
+    curve.plot(range(width - 1, len(history["loss"])), np.convolve(history["loss"], np.ones(width) / width, "valid"))
+    curve.set(xlabel="step", ylabel="loss", ylim=(0, 1))
+    row.imshow(torch.cat(list(history["samples"][-1][2]), dim=2).permute(1, 2, 0), interpolation="nearest")
+    row.set(title=f"epoch {epoch}", xticks=[], yticks=[])
+    plt.close(drawing)
+    if figure is None:
+        return display(drawing, display_id=True)
+    figure.update(drawing)
+    return figure
+
+
+def finish(training):
+    """Give the averaged weights to the model, the same in each process. Lesson 04."""
+    training.accelerator.unwrap_model(training.model, keep_fp32_wrapper=False)
+    for buffer in training.average.module.buffers():
+        broadcast(buffer)
+    training.diffusion.load_state_dict(training.average.module.state_dict())
+    if training.done < training.steps:
+        tqdm.write(f"Stopped after {training.done} of {training.steps} steps.")
+
+
 def train(diffusion, loader, epochs=2000, *, lr=2e-4, weight_decay=1e-4, warmup_steps=0,
-          cosine_decay=False, ema_decay=0.999, sample_every=100):  # fmt: skip
+          cosine_decay=False, ema_decay=0.999, sample_every=100,
+          checkpoint_dir=None, checkpoint_every=100, resume=True, seed=0):  # fmt: skip
     """Train `diffusion` on the batches of `loader`; it ends with the averaged weights. Lesson 04.
 
     Runs on CUDA where there is one. The learning rate rises to `lr` within `warmup_steps`
-    and, with `cosine_decay`, falls to 0 at the end. Every `sample_every` epochs, and at
-    the end, five samples are drawn with raw and averaged weights, the latter shown.
+    and, with `cosine_decay`, falls to 0 at the end. Every `sample_every` epochs, and at the
+    end, five samples are drawn with raw and averaged weights. Order and noise follow from
+    `seed`; PyTorch's global seed is set anew in each step.
 
-    Returns the history, a dict: "loss" and "lr" hold a number a step, "samples" a tuple
-    `(epoch, raw, averaged)` each time pictures were drawn, "seconds" how long it took.
+    With `checkpoint_dir`, a folder, the state is kept there every `checkpoint_every` epochs,
+    and the same call carries on from it: on a CPU, with the same number of threads, to the
+    same bits. More `epochs` may be asked for, unless the learning rate follows a cosine.
+    `resume=False` deletes the checkpoints and starts over. Ctrl-C saves and returns.
+
+    Returns the history, see `Training`. Raises ValueError for a checkpoint of another training,
+    FloatingPointError for a loss that is not finite, OSError when a checkpoint cannot be
+    written, RuntimeError when a batch does not fit into the GPU's memory.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    diffusion.to(device).train()
-    average = average_weights(diffusion, ema_decay)
-    optimizer = torch.optim.AdamW(diffusion.parameters(), lr, weight_decay=weight_decay)
-    rates = get_scheduler("cosine" if cosine_decay else "constant_with_warmup", optimizer,
-                          warmup_steps, whole_number("epochs", epochs) * len(loader))  # fmt: skip
-    history = {"loss": [], "lr": [], "samples": []}
-    with tqdm(total=epochs * len(loader) * loader.batch_size, unit=" images") as bar:
-        for epoch in range(1, epochs + 1):
+    training = Training(diffusion, loader, epochs, lr, weight_decay, warmup_steps, cosine_decay, ema_decay, seed)
+    if checkpoint_dir:
+        load_checkpoint(training, checkpoint_dir, resume)
+    main, figure, size = training.accelerator.is_main_process, None, loader.batch_size
+    bar = tqdm(total=training.steps * size, initial=training.done * size, unit=" images", disable=not main)
+    with bar, stop_button() as stop, enough_memory(size):
+        while training.done < training.steps and not stop.is_set():
             losses = []
-            for images in loader:
-                history["lr"] += rates.get_last_lr()
-                losses.append(training_step(diffusion, images.to(device), optimizer))
-                rates.step()
-                average.update_parameters(diffusion)
-                bar.update(len(images))
-            history["loss"] += torch.stack(losses).tolist()
-            bar.set_postfix(epoch=epoch, loss=f"{np.mean(history['loss'][-len(loader):]):.3f}")
-            if epoch % sample_every == 0 or epoch == epochs:
-                raw, averaged = generate(diffusion, seed=0), generate(average.module, seed=0)
-                history["samples"].append((epoch, raw.cpu(), averaged.cpu()))
-                show(averaged)
-    history["seconds"] = bar.format_dict["elapsed"]
-    diffusion.load_state_dict(average.module.state_dict())
-    return history
+            for images in training.batches():
+                losses.append(training_step(training.model, images, training.optimizer, training.accelerator.backward))
+                training.rates.step()
+                training.average.update_parameters(diffusion)
+                bar.update(size)
+                if stop.is_set():
+                    break
+            record(training, losses)
+            epoch, rest = divmod(training.done, len(loader))
+            bar.set_postfix(epoch=epoch, loss=f"{np.mean(training.history['loss'][-len(losses):]):.3f}")
+            last = stop.is_set() or training.done == training.steps
+            if main and not rest and (last or epoch % sample_every == 0):
+                figure = draw_samples(training.history, diffusion, training.average, epoch, figure)
+            if main and checkpoint_dir and (last or not rest and epoch % checkpoint_every == 0):
+                save_checkpoint(training, checkpoint_dir)
+    finish(training)
+    return training.history
 
 
 # Lesson 05: sampling --------------------------------------------------------------------
