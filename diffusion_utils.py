@@ -5,8 +5,8 @@ Lesson 02  noise:     schedule
 Lesson 03  network:   Combine, Residual, unet_layers, UNet
 Lesson 04  training:  DiffusionConfig, Diffusion, training_step, average_weights,
                       pixel_distance, fast_accelerator, seed_from, fingerprint, Training,
-                      record, save_checkpoint, load_checkpoint, enough_memory, stop_button,
-                      draw_samples, finish, train
+                      batches, checkpoints, record, save_checkpoint, load_checkpoint,
+                      enough_memory, stop_button, draw_samples, finish, train
 Lesson 05  sampling:  predict, denormalize, starting_noise, generate
 
 Pictures are float32 tensors or arrays of shape (N, 3, S, S): N pictures, three colour
@@ -352,9 +352,7 @@ class Diffusion(PreTrainedModel):
 
         Raises ValueError that names the missing weights, OSError where there is no model.
         """
-        diffusion, info = super().from_pretrained(
-            name, *args, **{**kwargs, "output_loading_info": True}
-        )
+        diffusion, info = super().from_pretrained(name, *args, **{**kwargs, "output_loading_info": True})
         if info["missing_keys"]:
             raise ValueError(f"{name} lacks the weights {sorted(info['missing_keys'])}")
         return (diffusion, info) if kwargs.get("output_loading_info") else diffusion
@@ -370,7 +368,7 @@ class Diffusion(PreTrainedModel):
         try:
             return super().push_to_hub(name, *args, token=token, **kwargs)
         except Exception as error:
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or repr(error)).splitlines()[0]
             raise ConnectionError(f"{name} was not published: {reason}. The model here is unchanged") from None
 
 
@@ -462,10 +460,10 @@ class Training:
 
     def __init__(self, diffusion, loader, epochs, lr, weight_decay, warmup_steps, cosine_decay, ema_decay, seed):
         self.steps = whole_number("epochs", epochs) * len(loader)
+        config, pictures = diffusion.config, loader.dataset
         self.settings = {
-            "widths": diffusion.config.widths, "block_depth": diffusion.config.block_depth,
-            "image_size": diffusion.config.image_size, "pictures": len(loader.dataset),
-            "fingerprint": fingerprint(loader.dataset), "batch_size": loader.batch_size,
+            "image_size": config.image_size, "widths": config.widths, "block_depth": config.block_depth,
+            "pictures": len(pictures), "fingerprint": fingerprint(pictures), "batch_size": loader.batch_size,
             "lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps,
             "cosine_decay": cosine_decay and epochs, "ema_decay": ema_decay, "seed": seed,
         }  # fmt: skip
@@ -477,27 +475,35 @@ class Training:
         self.rates = get_scheduler(kind, optimizer, warmup_steps, self.steps)
         self.order = loader.sampler.generator = torch.Generator()
         self.model, self.optimizer, self.loader = self.accelerator.prepare(diffusion, optimizer, loader)
-        self.parts = {"optimizer": self.optimizer, "rates": self.rates}
-        if self.accelerator.scaler:
-            self.parts["scaler"] = self.accelerator.scaler
+        parts = {"optimizer": self.optimizer, "rates": self.rates, "scaler": self.accelerator.scaler}
+        self.parts = {name: part for name, part in parts.items() if part}
         self.history, self.clock = {"loss": [], "lr": [], "samples": [], "seconds": 0.0}, time.perf_counter()
 
     @property
     def done(self):
+        """How many steps have been taken."""
         return len(self.history["loss"])
 
-    def batches(self):
-        """Yield the rest of the epoch. Order and noise follow from seed, epoch and step alone."""
-        step, seed = self.done, self.settings["seed"]
-        self.order.manual_seed(seed_from(seed, step // len(self.loader)))
-        for images in islice(self.loader, step % len(self.loader), None):
-            torch.manual_seed(seed_from(seed, step, self.accelerator.process_index))
-            self.history["lr"] += self.rates.get_last_lr()
-            yield images
-            step += 1
+
+def batches(training):
+    """Yield the rest of an epoch: its order follows from the seed and the epoch, and the noise of
+    each step from the seed and the step, so that a training can go on from anywhere. Lesson 04.
+    """
+    step, seed, epoch_length = training.done, training.settings["seed"], len(training.loader)
+    training.order.manual_seed(seed_from(seed, step // epoch_length))
+    for images in islice(training.loader, step % epoch_length, None):
+        torch.manual_seed(seed_from(seed, step, training.accelerator.process_index))
+        training.history["lr"] += training.rates.get_last_lr()
+        yield images
+        step += 1
 
 
-def record(training, losses):
+def checkpoints(folder):
+    """The checkpoints in `folder`, oldest first; none where `folder` is None. Lesson 04."""
+    return sorted(Path(folder).glob("step-*")) if folder else []
+
+
+def record(training, losses, checkpoint_dir=None):
     """Add the losses of some steps, scalar tensors, to the history. Lesson 04.
 
     Raises FloatingPointError that names the step when one is not finite.
@@ -508,8 +514,10 @@ def record(training, losses):
     for loss in training.accelerator.reduce(torch.stack(losses), "mean").tolist():
         step = len(history["loss"])
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {step}, with a learning rate of "
-                                     f"{history['lr'][step]:.2g}; try a lower lr")  # fmt: skip
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step}, with a learning rate of {history['lr'][step]:.2g}; "
+                f"try a lower lr. Last checkpoint: {(checkpoints(checkpoint_dir) or [None])[-1]}"
+            )
         history["loss"].append(loss)
 
 
@@ -523,7 +531,7 @@ def save_checkpoint(training, folder):
     It is written as "unfinished" and then renamed, so that what is called `step-...` is
     whole. Raises OSError when it cannot be written; what was there before stays.
     """
-    final, draft = Path(folder, f"step-{len(training.history['loss']):08}"), Path(folder, "unfinished")
+    final, draft = Path(folder, f"step-{training.done:08}"), Path(folder, "unfinished")
     shutil.rmtree(draft, ignore_errors=True)
     try:
         training.average.module.save_pretrained(draft)
@@ -535,9 +543,9 @@ def save_checkpoint(training, folder):
         draft.replace(final)
     except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
-        last = max(Path(folder).glob("step-*"), default=None)
+        last = (checkpoints(folder) or [None])[-1]
         raise OSError(f"checkpoint_dir: cannot write {final}: {error}. Last checkpoint: {last}") from error
-    for old in sorted(Path(folder).glob("step-*"))[:-2]:
+    for old in checkpoints(folder)[:-2]:
         shutil.rmtree(old)
 
 
@@ -545,15 +553,15 @@ def load_checkpoint(training, folder, resume=True):
     """Go on from the newest checkpoint in `folder`, if there is one. Lesson 04.
 
     Without `resume`, all of them are deleted instead. One that cannot be read is passed over
-    with a warning. Raises ValueError when none can be
-    read, or when it belongs to a training with other settings, and names them.
+    with a warning. Raises ValueError when none can be read, or when the training had other
+    settings, and names them.
     """
-    found = sorted(Path(folder).glob("step-*"), reverse=True)
+    found = checkpoints(folder)
     if not resume:
         for checkpoint in found:
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # another process may be quicker
         return
-    for checkpoint in found:
+    for checkpoint in reversed(found):
         try:
             state = torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True)
             raw, averaged = (type(training.diffusion).from_pretrained(f) for f in (checkpoint / "raw", checkpoint))
@@ -624,7 +632,8 @@ def draw_samples(history, diffusion, average, epoch, figure=None):
     curve.plot(history["loss"], color="0.85")
     curve.plot(range(width - 1, len(history["loss"])), np.convolve(history["loss"], np.ones(width) / width, "valid"))
     curve.set(xlabel="step", ylabel="loss", ylim=(0, 1))
-    row.imshow(torch.cat(list(history["samples"][-1][2]), dim=2).permute(1, 2, 0), interpolation="nearest")
+    faces = torch.cat(list(history["samples"][-1][2]), dim=2).permute(1, 2, 0)
+    row.imshow(faces.numpy(), interpolation="nearest")
     row.set(title=f"epoch {epoch}", xticks=[], yticks=[])
     plt.close(drawing)
     if figure is None:
@@ -670,14 +679,14 @@ def train(diffusion, loader, epochs=2000, *, lr=2e-4, weight_decay=1e-4, warmup_
     with bar, stop_button() as stop, enough_memory(size):
         while training.done < training.steps and not stop.is_set():
             losses = []
-            for images in training.batches():
+            for images in batches(training):
                 losses.append(training_step(training.model, images, training.optimizer, training.accelerator.backward))
                 training.rates.step()
                 training.average.update_parameters(diffusion)
                 bar.update(size)
                 if stop.is_set():
                     break
-            record(training, losses)
+            record(training, losses, checkpoint_dir)
             epoch, rest = divmod(training.done, len(loader))
             bar.set_postfix(epoch=epoch, loss=f"{np.mean(training.history['loss'][-len(losses):]):.3f}")
             last = stop.is_set() or training.done == training.steps

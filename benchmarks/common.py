@@ -1,0 +1,55 @@
+"""What the benchmarks share: a fresh process for each measurement, its memory, and the table of results."""
+
+import datetime
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+RESULTS = ROOT / "benchmarks" / "results.md"
+
+
+def fresh(function, *arguments):
+    """Call `function` in a new process and return what it returns."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def memory(kind="VmHWM"):
+    """This process's memory in MB: VmHWM is the most it ever had, VmRSS what it has now. Linux only."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(kind):
+            return int(line.split()[1]) / 1024
+
+
+def spread(values, digits=2):
+    """Median and range, as text."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def machine():
+    """This machine and the versions that matter, in one line."""
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores {names[0] if names else ''}"
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "datasets", "numpy"))
+    return f"{datetime.date.today()}; {device.strip()}; Python {platform.python_version()}, {versions}"
+
+
+def publish(title, columns, rows, note=""):
+    """Print a table, and put it into results.md in place of the one of that title made on the same kind of device."""
+    title += " (CUDA)" if torch.cuda.is_available() else " (CPU)"
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    section = f"## {title}\n\n{machine()}\n\n" + "\n".join(lines) + "\n" + (f"\n{note}\n" if note else "")
+    print(section)
+    parts = RESULTS.read_text().split("\n## ")
+    sections = {part.split("\n")[0]: part for part in parts[1:]}
+    sections[title] = section[3:].rstrip() + "\n"
+    RESULTS.write_text("\n## ".join([parts[0].rstrip() + "\n", *(sections[name] for name in sorted(sections))]))

@@ -1,0 +1,77 @@
+"""More pictures than memory: 200,000 faces as parquet, and the memory that training on them takes.
+
+    python benchmarks/large_data.py        ten minutes on two CPU cores, 1 GB of disk
+
+As one array the pictures would take 200,000 · 3 · 64 · 64 · 4 bytes, 9.2 GB.
+"""
+
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+
+from common import fresh, memory, publish
+
+N, SHARDS, STEPS = 200_000, 40, 100
+
+
+def draw(arguments):
+    """One shard, in the hub's layout: the toy faces mirrored, moved and tinted at random."""
+    import io
+
+    import datasets
+    import numpy as np
+    from PIL import Image, ImageChops
+
+    from diffusion_utils import TOY_FACES
+
+    folder, shard = arguments
+    rng, rows = np.random.default_rng(shard), []
+    faces = list(datasets.load_dataset(str(TOY_FACES), split="train")["image"])
+    for _ in range(N // SHARDS):
+        picture = ImageChops.offset(faces[rng.integers(len(faces))], *(int(x) for x in rng.integers(-4, 5, 2)))
+        if rng.random() < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        tint = Image.new("RGB", picture.size, tuple(int(x) for x in rng.integers(200, 256, 3)))
+        buffer = io.BytesIO()
+        ImageChops.multiply(picture, tint).save(buffer, "PNG", compress_level=1)
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    table = datasets.Dataset.from_dict({"image": rows}).cast_column("image", datasets.Image())
+    table.to_parquet(str(Path(folder, "data", f"train-{shard:05}.parquet")))
+
+
+def load_and_train(folder, limit):
+    """Peak memory on top of the imports, and images/s, for some steps of a small model on 64×64 pictures."""
+    import datasets
+
+    from diffusion_utils import Diffusion, DiffusionConfig, Pictures, get_loader, training_step
+
+    with tempfile.TemporaryDirectory() as cache:
+        datasets.config.HF_DATASETS_CACHE = cache
+        before, start = memory("VmRSS"), time.perf_counter()
+        pictures = Pictures(folder, split=f"train[:{limit}]")
+        opened = time.perf_counter() - start
+        import torch
+
+        diffusion = Diffusion(DiffusionConfig(64, (8, 16, 32), 1)).train()
+        optimizer = torch.optim.AdamW(diffusion.parameters())
+        start = time.perf_counter()
+        for step, images in enumerate(get_loader(pictures, 64, seed=0), 1):
+            training_step(diffusion, images, optimizer)
+            if step == STEPS:
+                break
+        return len(pictures), opened, step * 64 / (time.perf_counter() - start), memory() - before
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "data").mkdir()
+        with multiprocessing.get_context("spawn").Pool() as pool:
+            pool.map(draw, [(folder, shard) for shard in range(SHARDS)], chunksize=1)
+        size = sum(path.stat().st_size for path in Path(folder, "data").iterdir()) / 2**20
+        rows = []
+        for limit in (N // 100, N):
+            count, opened, speed, used = fresh(load_and_train, folder, limit)
+            rows.append([f"{count:,}", f"{opened:.1f}", f"{speed:.0f}", f"{used:.0f}", f"{count * 3 * 64 * 64 * 4 / 2**20:,.0f}"])
+    publish("Large data", ["pictures", "opened in s", "images/s", "memory, MB", "as one array, MB"], rows,
+            f"The parquet files have {size:.0f} MB.")  # fmt: skip

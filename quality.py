@@ -1,0 +1,207 @@
+"""How good are the pictures? The numbers that lesson 07 builds, in its order.
+
+Lesson 07  ruler:      labelled_faces, FaceClassifier, train_classifier, load_classifier,
+                       face_features, attributes
+           distances:  feature_pair, frechet_distance, kernel_distance, error_bar
+           copies:     nearest
+
+Pictures are float32 tensors of shape (N, 3, S, S) with values in [0, 1], as everywhere in
+the course. Features are float64 tensors of shape (N, D): D numbers for each picture.
+
+    classifier = load_classifier()
+    reference = face_features(classifier, labelled_faces("test")[0])
+    drawn = face_features(classifier, generate(diffusion, n=400, seed=0))
+    kernel_distance(drawn, reference), error_bar(drawn, reference)
+"""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from tqdm.auto import tqdm
+
+from diffusion_utils import ROOT, TOY_FACES, square_rgb
+
+FACE_CLASSIFIER = ROOT / "pretrained" / "face_classifier"  # what train_classifier makes of the training faces
+
+# What the classifier is asked about a face, and the number of possible answers.
+HEADS = {"skin_tone": 8, "hair_style": 12, "hair_color": 11, "beard": 5, "glasses": 4,
+         "hat": 4, "mouth": 2, "smile": 3, "clothes": 6, "background": 10}  # fmt: skip
+
+
+def labelled_faces(split="train", size=32):
+    """The toy faces of a split with the attributes they were drawn with. Lesson 07.
+
+    Returns `(faces, labels)`: (N, 3, size, size) in [0, 1], and a dict that has for each
+    name in HEADS the class numbers (N,) of the same faces, in the same order. The column
+    `smile`, a number from -1 to 1, becomes the classes 0 (down), 1 (straight) and 2 (up).
+    """
+    rows = datasets.load_dataset(str(TOY_FACES), split=split, download_mode="force_redownload")
+    faces = np.stack([np.asarray(square_rgb(face, size)) for face in rows["image"]])
+    labels = {name: torch.tensor(rows[name][:]) for name in HEADS}
+    labels["smile"] = 1 + (labels["smile"] > 1 / 3).long() - (labels["smile"] < -1 / 3).long()
+    return torch.from_numpy(faces).permute(0, 3, 1, 2) / 255, labels
+
+
+class FaceClassifier(nn.Module):
+    """A small network that names the attributes of a face. Lesson 07.
+
+    forward: (N, 3, S, S) in [0, 1], S at least 32, gives a dict with the scores
+    (N, HEADS[name]) of each attribute. `features` gives the 64 numbers a picture, (N, 64),
+    from which all of them are computed. Pictures are averaged down to 32×32 first.
+    """
+
+    def __init__(self, widths=(32, 64, 128), features=64):
+        super().__init__()
+        layers, channels = [nn.AdaptiveAvgPool2d(32), nn.BatchNorm2d(3, affine=False)], 3
+        for width in widths:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+            channels = width
+        pixels = (32 // 2 ** len(widths)) ** 2
+        layers += [nn.Flatten(), nn.Linear(channels * pixels, features), nn.BatchNorm1d(features), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+        self.heads = nn.ModuleDict({name: nn.Linear(features, answers) for name, answers in HEADS.items()})
+
+    def forward(self, images):
+        features = self.features(images)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+def train_classifier(faces, labels, epochs=9, batch_size=64, seed=0):
+    """Train a FaceClassifier on `faces` and `labels` as `labelled_faces` gives them. Lesson 07.
+
+    The loss is the sum of the cross-entropies of all heads; half of the batches are mirrored.
+    Sets PyTorch's global seed. Returns the classifier in eval mode.
+    """
+    torch.manual_seed(seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    classifier = FaceClassifier().to(device)
+    steps = len(faces) // batch_size
+    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * steps)
+    for _ in tqdm(range(epochs), unit=" epochs"):
+        for batch in torch.randperm(len(faces))[: steps * batch_size].split(batch_size):
+            images = faces[batch].flip(3) if torch.rand(()) < 0.5 else faces[batch]
+            scores = classifier(images.to(device))
+            loss = sum(nn.functional.cross_entropy(scores[name], labels[name][batch].to(device)) for name in HEADS)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            rates.step()
+    return classifier.eval()
+
+
+def load_classifier(folder=FACE_CLASSIFIER):
+    """The classifier whose weights lie in `folder`, in eval mode, on CUDA if there is one. Lesson 07.
+
+    Raises FileNotFoundError without `model.safetensors` there, RuntimeError when weights are
+    missing or of another shape.
+    """
+    classifier = FaceClassifier()
+    classifier.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    return classifier.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+@torch.no_grad()
+def face_features(classifier, images, batch_size=100):
+    """The classifier's features of `images` (N, 3, S, S): (N, 64), float64, on the CPU. Lesson 07.
+
+    `images`: a tensor on any device or an array, in [0, 1]. The classifier is put in eval mode.
+    """
+    classifier.eval()
+    device = next(classifier.parameters()).device
+    parts = torch.as_tensor(images).split(batch_size)
+    return torch.cat([classifier.features(part.to(device)).cpu().double() for part in parts])
+
+
+@torch.no_grad()
+def attributes(classifier, images):
+    """What the classifier sees on `images` (N, 3, S, S): a dict of class numbers (N,). Lesson 07."""
+    features = face_features(classifier, images).float().to(next(classifier.parameters()).device)
+    return {name: head(features).argmax(dim=1).cpu() for name, head in classifier.heads.items()}
+
+
+def feature_pair(features, reference):
+    """Both as float64 tensors (N, D) and (M, D) on the CPU, fit to be compared. Lesson 07.
+
+    Raises ValueError that names the argument when it is not a matrix, has fewer than two
+    rows or a number that is not finite, or when the two differ in D.
+    """
+    pair = [torch.as_tensor(matrix).detach().cpu().double() for matrix in (features, reference)]
+    for name, matrix in zip(("features", "reference"), pair):
+        if matrix.ndim != 2:
+            raise ValueError(f"{name} must have the shape (pictures, numbers), not {tuple(matrix.shape)}")
+        if len(matrix) < 2:
+            raise ValueError(f"{name}: at least 2 pictures are needed, not {len(matrix)}")
+        if not matrix.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+    if pair[0].shape[1] != pair[1].shape[1]:
+        raise ValueError(f"features has {pair[0].shape[1]} numbers a picture, reference {pair[1].shape[1]}")
+    return pair
+
+
+def frechet_distance(features, reference):
+    """The squared Fréchet distance between `features` (N, D) and `reference` (M, D). Lesson 07.
+
+    |m₁ - m₂|² + tr(C₁ + C₂ - 2(C₁C₂)^½) with means m and covariance matrices C; 0 is equal.
+    The last trace is that of (C₁^½ C₂ C₁^½)^½, whose matrix is symmetric. The fewer pictures,
+    the larger the number: compare only for the same N and M.
+
+    Heusel et al. 2017, equation 6. Raises what `feature_pair` raises.
+    """
+    x, y = feature_pair(features, reference)
+    c1, c2 = x.T.cov(), y.T.cov()
+    values, vectors = torch.linalg.eigh(c1)
+    root = vectors * values.clip(min=0).sqrt() @ vectors.T
+    roots = torch.linalg.eigvalsh(root @ c2 @ root).clip(min=0).sqrt()
+    return float((x.mean(0) - y.mean(0)).square().sum() + c1.trace() + c2.trace() - 2 * roots.sum())
+
+
+def kernel_distance(features, reference):
+    """The kernel distance between `features` (N, D) and `reference` (M, D). Lesson 07.
+
+    The squared maximum mean discrepancy with the kernel k(a, b) = (a·b / D + 1)³, in the
+    unbiased form: its expectation does not depend on N and M, and is 0 for two samples of
+    the same distribution. So single values can be below 0.
+
+    Bińkowski et al. 2018, section 4; Gretton et al. 2012, lemma 6. Raises what
+    `feature_pair` raises.
+    """
+    x, y = feature_pair(features, reference)
+
+    def kernel(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def within(a):
+        pairs = kernel(a, a)
+        return (pairs.sum() - pairs.trace()) / (len(a) * (len(a) - 1))
+
+    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
+
+
+def error_bar(features, reference, groups=8):
+    """The standard error of `kernel_distance(features, reference)`, from groups of pictures. Lesson 07.
+
+    The distances of `groups` equal parts of `features` scatter; their standard deviation,
+    divided by √groups, is the error of their mean. `reference` is taken as it is. Raises
+    ValueError when there are fewer than two groups or a group has fewer than two pictures.
+    """
+    x, y = feature_pair(features, reference)
+    size = len(x) // groups if groups >= 2 else 0
+    if size < 2:
+        raise ValueError(f"groups={groups}: {len(x)} pictures do not make 2 or more groups of 2 or more")
+    distances = [kernel_distance(part, y) for part in x[: groups * size].split(size)]
+    return float(np.std(distances, ddof=1) / groups**0.5)
+
+
+def nearest(points, reference):
+    """For each of `points` (N, …) the closest of `reference` (M, …), pictures or features. Lesson 07.
+
+    Returns `(distances, places)`, both (N,): Euclidean distances, and places in `reference`.
+    """
+    x, y = (torch.as_tensor(matrix).cpu().flatten(1).double() for matrix in (points, reference))
+    distances, places = torch.cdist(x, y).min(dim=1)
+    return distances, places

@@ -1,0 +1,162 @@
+"""Publishing a model and loading it again, on a small stand-in for the Hugging Face hub."""
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from test_model import tiny
+
+from diffusion_utils import ROOT, Diffusion
+
+TOKEN = "hf_" + "secret" * 5
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as publishing and loading a model need."""
+
+    files, commit = {}, "a" * 40
+
+    def answer(self, status, body=b"", headers=()):
+        body = json.dumps(body).encode() if isinstance(body, dict) else body
+        self.send_response(status)
+        for name, value in {"Content-Length": len(body), "Content-Type": "application/json", **dict(headers)}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+            self.answer(401, {"error": "Invalid username or password."})
+        elif self.path == "/api/repos/create":
+            self.answer(200, {"url": f"http://{self.headers['Host']}/me/faces", "name": "me/faces"})
+        elif "/preupload/" in self.path:
+            wanted = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]
+            self.answer(200, json.dumps({"files": wanted}).encode())
+        elif "/commit/" in self.path:
+            for line in body.splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            self.answer(200, {"commitUrl": f"http://{self.headers['Host']}/me/faces/commit/{self.commit}",
+                              "commitOid": self.commit, "hookOutput": ""})  # fmt: skip
+        else:
+            self.answer(200, {})
+
+    def do_GET(self):
+        name = self.path.split("?")[0].rsplit("/", 1)[-1]
+        if "/resolve/" in self.path and name in self.files:
+            content = self.files[name]
+            self.answer(200, content, {"ETag": hashlib.sha256(content).hexdigest(), "X-Repo-Commit": self.commit})
+        elif "/resolve/" in self.path:
+            self.answer(404, {}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.commit})
+        else:
+            self.answer(200, {"id": "me/faces", "sha": self.commit, "siblings": []})
+
+    do_HEAD = do_GET
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def hub():
+    Hub.files = {}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def run(program, folder, endpoint, **variables):
+    """Run a program as a user would: the hub's address and the token are read when a process starts."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", program], env={**environment, **variables}, cwd=folder, check=False,
+                            capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert TOKEN not in result.stdout + result.stderr
+    return result, time.monotonic() - start
+
+
+PUBLISH = """
+from diffusion_utils import Diffusion
+diffusion = Diffusion.from_pretrained("local")
+try:
+    diffusion.push_to_hub("me/faces")
+    print("published")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+LOAD = """
+import torch
+from diffusion_utils import Diffusion
+one, two = Diffusion.from_pretrained("local"), Diffusion.from_pretrained("me/faces")
+assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+print("equal")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny().save_pretrained(tmp_path / "local")
+    return tmp_path
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder, "local").iterdir()}
+
+
+def test_publish_and_load(hub, folder):
+    before = contents(folder)
+    result, _ = run(PUBLISH, folder, hub, HF_TOKEN=TOKEN)
+    assert result.stdout == "published\n", result.stdout + result.stderr[-2000:]
+    assert {"config.json", "model.safetensors"} <= set(Hub.files) and Hub.files["model.safetensors"] == before["model.safetensors"]
+    assert contents(folder) == before
+    assert not any(TOKEN.encode() in content for content in Hub.files.values())
+    assert not any(TOKEN in path.read_text(errors="ignore") for path in folder.rglob("*") if path.is_file())
+    result, _ = run(LOAD, folder, hub)
+    assert result.stdout == "equal\n", result.stderr[-2000:]
+
+
+def test_a_token_as_argument(hub, folder):
+    result, _ = run(PUBLISH.replace('"me/faces"', f'"me/faces", token="{TOKEN}"'), folder, hub)
+    assert result.stdout == "published\n", result.stdout + result.stderr[-2000:]
+
+
+@pytest.mark.parametrize("endpoint, token, sentence", [
+    ("hub", "", "PermissionError token: there is none; call huggingface_hub.login() or set HF_TOKEN first"),
+    ("hub", "hf_wrong", "ConnectionError me/faces was not published: "),
+    ("http://127.0.0.1:9", TOKEN, "ConnectionError me/faces was not published: "),
+])  # fmt: skip
+def test_what_goes_wrong(request, folder, endpoint, token, sentence):
+    before = contents(folder)
+    endpoint = request.getfixturevalue("hub") if endpoint == "hub" else endpoint
+    result, seconds = run(PUBLISH, folder, endpoint, **({"HF_TOKEN": token} if token else {}))
+    assert result.stdout.startswith(sentence), result.stdout + result.stderr[-2000:]
+    assert len(result.stdout.splitlines()) == 1
+    assert contents(folder) == before and not Hub.files
+
+
+def test_offline(folder):
+    result, _ = run(PUBLISH, folder, "http://127.0.0.1:9", HF_TOKEN=TOKEN, HF_HUB_OFFLINE="1")
+    assert result.stdout.startswith("ConnectionError me/faces was not published: "), result.stdout + result.stderr[-2000:]
+
+
+def test_not_loaded_as_garbage(hub, folder):
+    run(PUBLISH, folder, hub, HF_TOKEN=TOKEN)
+    del Hub.files["model.safetensors"]
+    result, _ = run(LOAD, folder, hub)
+    assert result.returncode != 0 and "model.safetensors" in result.stderr
+    assert Diffusion.from_pretrained(folder / "local")
