@@ -14,7 +14,7 @@ lab: .venv/installed
 	$(BIN)/jupyter lab $(ROOT_USER) notebooks/00_introduction.ipynb
 
 test: .venv/installed
-	$(BIN)/python -m pytest --cov=diffusion_utils --cov-report=term-missing --cov-fail-under=95
+	$(BIN)/python -m pytest --cov=diffusion_utils --cov=long_training --cov=quality --cov-report=term-missing --cov-fail-under=95
 
 lessons: .venv/installed
 	$(BIN)/python tools/run_lessons.py

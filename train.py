@@ -11,11 +11,22 @@ import argparse
 from pathlib import Path
 
 import torch
+from matplotlib import pyplot as plt
 
-from diffusion_utils import TOY_FACES, Diffusion, DiffusionConfig, Pictures, generate, get_data, get_loader, show, train
+from diffusion_utils import (
+    TOY_FACES,
+    Diffusion,
+    DiffusionConfig,
+    Pictures,
+    generate,
+    get_data,
+    get_loader,
+    show,
+    train,
+)
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--output", type=Path, required=True, help="folder for the model, a picture and checkpoints/")
+parser.add_argument("--output", type=Path, required=True, help="folder for the model, two pictures and checkpoints/")
 parser.add_argument("--data", default=TOY_FACES, help="folder, or name of a data set on the hub (default: toy faces)")
 parser.add_argument("--split", default="train")
 parser.add_argument("--limit", type=int, default=3000, help="how many pictures (default: 3000)")
@@ -43,7 +54,7 @@ def main():
     diffusion = Diffusion(DiffusionConfig(options.size, options.widths, options.block_depth))
     torch.nn.init.zeros_(diffusion.unet.out.weight)  # the first answer is 0, as in lesson 04
     torch.nn.init.zeros_(diffusion.unet.out.bias)
-    train(
+    history = train(
         diffusion, get_loader(data, options.batch_size), options.epochs, lr=options.lr,
         warmup_steps=options.warmup_steps, cosine_decay=options.cosine_decay, ema_decay=options.ema_decay,
         checkpoint_dir=options.output / "checkpoints", checkpoint_every=options.checkpoint_every, seed=options.seed,
@@ -51,6 +62,10 @@ def main():
     if int(torch.distributed.is_initialized() and torch.distributed.get_rank()) == 0:
         diffusion.save_pretrained(options.output)
         show(generate(diffusion, n=10, seed=0), n=10, path=options.output / "samples.png")
+        plt.figure(figsize=(6, 3), layout="constrained")
+        plt.plot(history["loss"], linewidth=0.5)
+        plt.gca().set(xlabel="step", ylabel="loss", ylim=(0, 1))
+        plt.savefig(options.output / "loss.png")
 
 
 if __name__ == "__main__":

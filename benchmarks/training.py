@@ -47,10 +47,11 @@ def bare():
 def course(precision=None, compiled=None):
     """`train`, with other switches than its own choice where they are given."""
     import diffusion_utils
+    import long_training
 
-    original = diffusion_utils.Accelerator
+    original = long_training.Accelerator
     if precision:
-        diffusion_utils.Accelerator = lambda **options: original(
+        long_training.Accelerator = lambda **options: original(
             **{**options, "mixed_precision": precision, "dynamo_backend": "inductor" if compiled else "no"}
         )
     marks = []

@@ -17,6 +17,7 @@ from test_model import tiny
 from test_training import loader
 
 import diffusion_utils
+import long_training
 from diffusion_utils import Diffusion, generate, train
 
 
@@ -224,8 +225,8 @@ def test_what_a_gpu_gets(monkeypatch, bf16, capability, triton, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(diffusion_utils, "find_spec", lambda name: triton or None)
-    monkeypatch.setattr(diffusion_utils, "Accelerator", lambda **options: options)
+    monkeypatch.setattr(long_training, "find_spec", lambda name: triton or None)
+    monkeypatch.setattr(long_training, "Accelerator", lambda **options: options)
     options = diffusion_utils.fast_accelerator()
     assert (options["mixed_precision"], options["dynamo_backend"], options["cpu"]) == (*expected, False)
 
@@ -341,7 +342,7 @@ def test_two_processes_train_like_one(tmp_path):
     assert len(alone) == len(together) == 6 * 9
     assert np.mean(together[-9:]) == pytest.approx(np.mean(alone[-9:]), rel=0.1)
     assert np.mean(together[-9:]) < 0.8 * together[0]
-    assert {"model.safetensors", "config.json", "samples.png", "checkpoints"} == set(names(two))
+    assert {"model.safetensors", "config.json", "samples.png", "loss.png", "checkpoints"} == set(names(two))
     assert generate(Diffusion.from_pretrained(two), n=1, steps=1).shape == (1, 3, 16, 16)
 
     # one process goes on where two have stopped

@@ -3,20 +3,25 @@
     python tools/run_lessons.py                all lessons
     python tools/run_lessons.py 02 05          only those whose names begin so
 
+They run in an empty folder, so that lesson 04 trains and does not go on from a checkpoint.
 A lesson that fails is not written. Progress bars are widgets; a reader without a kernel sees
 only their text, which is that of the first moment ("0%"), so it is replaced by the last.
 """
 
 import html
+import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
-LESSONS = Path(__file__).resolve().parent.parent / "notebooks"
+ROOT = Path(__file__).resolve().parent.parent
+LESSONS = ROOT / "notebooks"
+os.environ["PYTHONPATH"] = str(ROOT)  # for the kernels
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -38,10 +43,11 @@ def finish_bars(notebook):
 
 def run(path):
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook, timeout=1800, kernel_name="python3", record_timing=False, resources={"metadata": {"path": path.parent}}
-    )
-    client.execute()
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            notebook, timeout=1800, kernel_name="python3", record_timing=False, resources={"metadata": {"path": folder}}
+        )
+        client.execute()
     finish_bars(notebook)
     notebook.metadata.pop("jupytext", None)
     nbformat.write(notebook, path)
