@@ -1,10 +1,11 @@
 """A diffusion model for small pictures, in the order in which the course builds it.
 
-Lesson 01  data:      whole_number, open_pictures, square_rgb, get_data, Pictures, get_loader, show
+Lesson 01  data:      whole_number, reason, ask_hub, open_pictures, square_rgb, decode, get_data,
+                      Pictures, get_loader, show
 Lesson 02  noise:     schedule
 Lesson 03  network:   Combine, Residual, unet_layers, UNet
-Lesson 04  training:  DiffusionConfig, Diffusion, training_step, average_weights,
-                      pixel_distance, Training, batches, record, draw_samples, finish, train
+Lesson 04  training:  DiffusionConfig, HubModel, Diffusion, training_step, average_weights,
+                      pixel_distance, Training, batches, draw_samples, finish, train
                       (and long_training.py: precision, checkpoints, the stop button)
 Lesson 05  sampling:  predict, denormalize, starting_noise, generate
 
@@ -15,6 +16,7 @@ channels (red, green, blue), S rows, S columns. Values lie in [0, 1].
 import math
 import re
 import time
+import warnings
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from accelerate.utils import broadcast
 from IPython import get_ipython
 from IPython.display import display
 from matplotlib import pyplot as plt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
@@ -34,11 +36,11 @@ from transformers import PretrainedConfig, PreTrainedModel, get_scheduler
 from transformers.utils.logging import disable_progress_bar
 
 from long_training import (
-    checkpoints,
     enough_memory,
     fast_accelerator,
     fingerprint,
     load_checkpoint,
+    record,
     save_checkpoint,
     seed_from,
     stop_button,
@@ -68,25 +70,70 @@ def whole_number(name, value):
     return int(value)
 
 
+def reason(error):
+    """The first line of what an error says. Lesson 01."""
+    return (str(error) or repr(error)).splitlines()[0]
+
+
+def ask_hub(name, kind="dataset"):
+    """Make sure, within seconds, that the hub has the data set or model `name`, "owner/name". Lesson 01.
+
+    Raises FileNotFoundError when it has none that you may see, ConnectionError without a network.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise FileNotFoundError(f"there is no folder or file {name!r}")
+    try:
+        huggingface_hub.HfApi().repo_info(name, repo_type=kind, timeout=4)
+    except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.GatedRepoError):
+        raise FileNotFoundError(f"there is no folder {name!r}, and no {kind} of that name on the hub "
+                                "that is open to you; if it is private, log in first") from None  # fmt: skip
+    except Exception as error:
+        raise ConnectionError(f"the hub cannot be reached for {name!r} ({reason(error)}); what ships with "
+                              "the course, TOY_FACES and TOY_MODEL, needs no network") from None  # fmt: skip
+
+
 def open_pictures(source, split="train", seed=0, streaming=True):
     """Open a data set of pictures, shuffled by `seed`. Nothing is decoded yet. Lesson 01.
 
-    `source`: a folder in hub layout, a folder of pictures, or a hub id ("owner/name").
-    A folder is opened whole; a hub id is streamed, so that only what is read is fetched,
-    unless `streaming` is False.
+    `source`: a folder in hub layout, a folder or zip file of pictures, or a hub id
+    ("owner/name"). A folder is opened whole; a hub id is streamed, so that only what is read
+    is fetched, unless `streaming` is False.
 
-    Returns `(rows, column)`: an iterable of dicts, and the name of the column that holds
-    the pictures. Raises FileNotFoundError or ValueError where there are no pictures.
+    Returns `(rows, column)`: an iterable of dicts, and the name of the column that holds the
+    pictures' files. Raises FileNotFoundError, ConnectionError or ValueError where there are no
+    pictures.
     """
-    local = Path(source).exists()
-    if not local and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise FileNotFoundError(f"source: there is no folder {str(source)!r}")
-    mode = "force_redownload" if local else None  # do not take a folder that has changed from a cache
-    rows = datasets.load_dataset(str(source), split=split, streaming=streaming and not local, download_mode=mode)
+    name, options = str(source), {"split": split, "streaming": streaming}
+    if not Path(name).exists():
+        ask_hub(name)
+    else:  # opened anew each time: what datasets keeps in its cache may be old
+        options = {"split": split, "download_mode": "force_redownload"}
+        if name.endswith(".zip"):
+            name, options["data_files"] = "imagefolder", name
+    try:
+        rows = datasets.load_dataset(name, **options)
+    except Exception as error:
+        raise ValueError(f"source: no pictures can be loaded from {str(source)!r}: {reason(error)}") from error
     columns = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     if not columns:
         raise ValueError(f"source: {str(source)!r} has no column of pictures, only {list(rows.features)}")
-    return rows.select_columns(columns[:1]).shuffle(seed=seed), columns[0]
+    rows = rows.select_columns(columns[:1]).cast_column(columns[0], datasets.Image(decode=False))
+    return rows.shuffle(seed=seed), columns[0]
+
+
+def decode(file, size):
+    """One picture, as a row of `open_pictures` holds it, as uint8 array (3, size, size). Lesson 01.
+
+    Photos come upright, whichever way the camera was held. Raises ValueError that names the
+    file when it is not a picture, or not a whole one.
+    """
+    try:
+        with datasets.Image().decode_example(file) as picture:
+            return np.asarray(square_rgb(picture, size)).transpose(2, 0, 1)
+    except Exception as error:
+        name = Path(file["path"] or "a picture").name
+        why = "it is no picture" if isinstance(error, UnidentifiedImageError) else reason(error)
+        raise ValueError(f"{name} cannot be read ({why})") from error
 
 
 def square_rgb(picture, size):
@@ -106,21 +153,28 @@ def square_rgb(picture, size):
 def get_data(source=TOY_FACES, *, split="train", limit=3000, size=64, seed=0):
     """Load up to `limit` pictures as one float32 array (N, 3, size, size) in [0, 1]. Lesson 01.
 
-    `source`: a folder in hub layout, a folder of pictures, or a hub id such as
-    "lansinuote/gen.1.celeba"; `seed` fixes which pictures come, and in which order.
-    Each picture is decoded straight into its place in the array; no pixels go to disk.
+    `source`: a folder in hub layout, a folder or zip file of pictures, or a hub id such as
+    "lansinuote/gen.1.celeba"; `seed` fixes which pictures come, and in which order. Each
+    picture is decoded straight into its place in the array; no pixels go to disk. Files that
+    cannot be read are left out, with one warning that counts them and names the first.
 
-    Raises TypeError, ValueError or FileNotFoundError with the argument's name.
+    Raises TypeError, ValueError, FileNotFoundError or ConnectionError with the argument's name.
     """
     limit, size = whole_number("limit", limit), whole_number("size", size)
     rows, column = open_pictures(source, split, seed)
     if hasattr(rows, "num_rows"):  # a stream does not know its length
         limit = min(limit, rows.num_rows)
-    data = np.empty((limit, 3, size, size), dtype=np.float32)
-    count = 0
+    data, count, bad = np.empty((limit, 3, size, size), dtype=np.float32), 0, []
     for row in tqdm(rows.take(limit), total=limit, desc="decoding", unit=" pictures", delay=1):
-        data[count] = np.asarray(square_rgb(row[column], size)).transpose(2, 0, 1)
-        count += 1
+        try:
+            data[count] = decode(row[column], size)
+            count += 1
+        except ValueError as error:
+            bad.append(error)
+    if bad:
+        warnings.warn(f"source: {len(bad)} of {len(bad) + count} pictures are left out, the first: {bad[0]}", stacklevel=2)
+    if count == 0:
+        raise ValueError(f"source: there is no picture in {str(source)!r} that can be read")
     data = data[:count]
     data /= 255
     return data
@@ -130,7 +184,7 @@ class Pictures(torch.utils.data.Dataset):
     """All pictures of `source`, each decoded when it is asked for: (3, size, size) in [0, 1]. Lesson 01.
 
     For more pictures than fit into memory. From a hub id they are downloaded first. Raises
-    what `open_pictures` raises.
+    what `open_pictures` raises, and ValueError for a file that is not a picture.
     """
 
     def __init__(self, source, *, split="train", size=64, seed=0):
@@ -141,25 +195,28 @@ class Pictures(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, index):
-        picture = square_rgb(self.rows[index][self.column], self.size)
-        return np.asarray(picture).transpose(2, 0, 1) / np.float32(255)
+        return decode(self.rows[index][self.column], self.size) / np.float32(255)
 
 
 def get_loader(data, batch_size=64, seed=None):
     """Deal `data` (N, 3, S, S) in shuffled batches (batch_size, 3, S, S). Lesson 01.
 
-    The last, incomplete batch of an epoch is dropped. With a `seed` the order is the same
-    in every run. Raises ValueError when there are fewer pictures than one batch.
+    `data`: an array or tensor, float32 in [0, 1], or `Pictures`. The last, incomplete batch of
+    an epoch is dropped. With a `seed` the order is the same in every run. Raises ValueError for
+    other numbers or shapes, and when there are fewer pictures than one batch.
     """
     batch_size = whole_number("batch_size", batch_size)
+    if hasattr(data, "shape"):
+        if len(data.shape) != 4 or data.shape[1] != 3 or data.dtype not in (np.float32, torch.float32):
+            raise ValueError(f"data: float32 of shape (N, 3, S, S) is needed, not {data.dtype} of {tuple(data.shape)}")
+        if len(data) and not (0 <= data.min() and data.max() <= 1):  # NaN fails both
+            raise ValueError(f"data: values must lie in [0, 1], not from {data.min()} to {data.max()}")
     if len(data) < batch_size:
         raise ValueError(
             f"data: {len(data)} pictures do not fill one batch; batch_size={batch_size} is too large"
         )
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return torch.utils.data.DataLoader(
-        data, batch_size, shuffle=True, drop_last=True, generator=generator
-    )
+    return torch.utils.data.DataLoader(data, batch_size, shuffle=True, drop_last=True, generator=generator)
 
 
 def show(images, n=5, path=None, titles=()):
@@ -322,7 +379,46 @@ class DiffusionConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-class Diffusion(PreTrainedModel):
+class HubModel(PreTrainedModel):
+    """A PreTrainedModel that refuses half a model, and says in one sentence what is wrong. Lesson 04."""
+
+    @classmethod
+    def from_pretrained(cls, name, *args, **kwargs):
+        """Load a model from a folder or from the hub; one that lacks weights is refused.
+
+        Raises ValueError that says which weights are missing, do not fit or cannot be read,
+        FileNotFoundError where there is no model, ConnectionError without a network.
+        """
+        if not Path(name).exists() and not huggingface_hub.try_to_load_from_cache(str(name), "config.json"):
+            ask_hub(str(name), "model")
+        options = {"ignore_mismatched_sizes": True, **kwargs, "output_loading_info": True}
+        try:
+            model, info = super().from_pretrained(name, *args, **options)
+        except OSError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{name}: the weights cannot be read ({reason(error)})") from error
+        if info["mismatched_keys"]:
+            raise ValueError(f"{name}: weights do not fit config.json: {sorted(info['mismatched_keys'])[0]} and others")
+        if info["missing_keys"]:
+            raise ValueError(f"{name} lacks the weights {sorted(info['missing_keys'])}")
+        return (model, info) if kwargs.get("output_loading_info") else model
+
+    def push_to_hub(self, name, *args, token=None, **kwargs):
+        """Publish the model on the hub as `name`, "owner/name". The token is kept nowhere.
+
+        Raises PermissionError without a token (`huggingface_hub.login()` or HF_TOKEN give one)
+        and ConnectionError when the hub refuses or cannot be reached.
+        """
+        if not (token or huggingface_hub.get_token()):
+            raise PermissionError("token: there is none; call huggingface_hub.login() or set HF_TOKEN first")
+        try:
+            return super().push_to_hub(name, *args, token=token, **kwargs)
+        except Exception as error:
+            raise ConnectionError(f"{name} was not published: {reason(error)}. The model here is unchanged") from None
+
+
+class Diffusion(HubModel):
     """The diffusion model: it mixes noise into pictures and predicts that noise. Lesson 04.
 
     forward: `images` (N, 3, S, S) in [0, 1] gives `(noise, predicted_noise)`, both
@@ -347,31 +443,6 @@ class Diffusion(PreTrainedModel):
         noise_rate, signal_rate = schedule(torch.rand(len(image), 1, 1, 1, device=image.device))
         noisy = image * signal_rate + noise * noise_rate
         return noise, self.unet(self.combine(noisy, noise_rate**2))
-
-    @classmethod
-    def from_pretrained(cls, name, *args, **kwargs):
-        """Load a model from a folder or from the hub; one that lacks weights is refused.
-
-        Raises ValueError that names the missing weights, OSError where there is no model.
-        """
-        diffusion, info = super().from_pretrained(name, *args, **{**kwargs, "output_loading_info": True})
-        if info["missing_keys"]:
-            raise ValueError(f"{name} lacks the weights {sorted(info['missing_keys'])}")
-        return (diffusion, info) if kwargs.get("output_loading_info") else diffusion
-
-    def push_to_hub(self, name, *args, token=None, **kwargs):
-        """Publish the model on the hub as `name`, "owner/name". The token is kept nowhere.
-
-        Raises PermissionError without a token (`huggingface_hub.login()` or HF_TOKEN give one)
-        and ConnectionError when the hub refuses or cannot be reached.
-        """
-        if not (token or huggingface_hub.get_token()):
-            raise PermissionError("token: there is none; call huggingface_hub.login() or set HF_TOKEN first")
-        try:
-            return super().push_to_hub(name, *args, token=token, **kwargs)
-        except Exception as error:
-            reason = (str(error) or repr(error)).splitlines()[0]
-            raise ConnectionError(f"{name} was not published: {reason}. The model here is unchanged") from None
 
 
 def training_step(diffusion, images, optimizer, backward=torch.Tensor.backward):
@@ -469,24 +540,6 @@ def batches(training):
         training.history["lr"] += training.rates.get_last_lr()
         yield images
         step += 1
-
-
-def record(training, losses, checkpoint_dir=None):
-    """Add the losses of some steps, scalar tensors, to the history. Lesson 04.
-
-    Raises FloatingPointError that names the step when one is not finite.
-    """
-    history, now = training.history, time.perf_counter()
-    history["seconds"] += now - training.clock
-    training.clock = now
-    for loss in training.accelerator.reduce(torch.stack(losses), "mean").tolist():
-        step = len(history["loss"])
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {step}, with a learning rate of {history['lr'][step]:.2g}; "
-                f"try a lower lr. Last checkpoint: {(checkpoints(checkpoint_dir) or [None])[-1]}"
-            )
-        history["loss"].append(loss)
 
 
 def draw_samples(history, diffusion, average, epoch, figure=None):

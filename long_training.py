@@ -1,14 +1,16 @@
 """What a long training needs besides its loop; `train` in diffusion_utils.py calls it all.
 
-Lesson 04  fast_accelerator, seed_from, fingerprint, checkpoints, save_checkpoint,
+Lesson 04  fast_accelerator, seed_from, fingerprint, checkpoints, record, save_checkpoint,
            load_checkpoint, stop_button, enough_memory
 
 `training` is always a `diffusion_utils.Training`.
 """
 
+import math
 import shutil
 import signal
 import threading
+import time
 import warnings
 import zlib
 from contextlib import contextmanager
@@ -53,6 +55,24 @@ def fingerprint(pictures):
 def checkpoints(folder):
     """The checkpoints in `folder`, oldest first; none where `folder` is None. Lesson 04."""
     return sorted(Path(folder).glob("step-*")) if folder else []
+
+
+def record(training, losses, checkpoint_dir=None):
+    """Add the losses of some steps, scalar tensors, to the history. Lesson 04.
+
+    Raises FloatingPointError that names the step when one is not finite.
+    """
+    history, now = training.history, time.perf_counter()
+    history["seconds"] += now - training.clock
+    training.clock = now
+    for loss in training.accelerator.reduce(torch.stack(losses), "mean").tolist():
+        step = len(history["loss"])
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step}, with a learning rate of {history['lr'][step]:.2g}; "
+                f"try a lower lr. Last checkpoint: {(checkpoints(checkpoint_dir) or [None])[-1]}"
+            )
+        history["loss"].append(loss)
 
 
 def save_checkpoint(training, folder):

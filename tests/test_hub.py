@@ -1,6 +1,7 @@
 """Publishing a model and loading it again, on a small stand-in for the Hugging Face hub."""
 
 import base64
+import fnmatch
 import hashlib
 import json
 import os
@@ -57,6 +58,8 @@ class Hub(BaseHTTPRequestHandler):
         if "/resolve/" in self.path and name in self.files:
             content = self.files[name]
             self.answer(200, content, {"ETag": hashlib.sha256(content).hexdigest(), "X-Repo-Commit": self.commit})
+        elif "/nobody/" in self.path:
+            self.answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         elif "/resolve/" in self.path:
             self.answer(404, {}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.commit})
         else:
@@ -160,3 +163,36 @@ def test_not_loaded_as_garbage(hub, folder):
     result, _ = run(LOAD, folder, hub)
     assert result.returncode != 0 and "model.safetensors" in result.stderr
     assert Diffusion.from_pretrained(folder / "local")
+
+
+@pytest.mark.parametrize("call, sentence", [
+    ("get_data('me/faces')", "ConnectionError the hub cannot be reached for 'me/faces' (*); what ships with the course, TOY_FACES "
+                             "and TOY_MODEL, needs no network"),
+    ("Diffusion.from_pretrained('me/faces')", "ConnectionError the hub cannot be reached for 'me/faces' (*"),
+])  # fmt: skip
+def test_without_a_network(tmp_path, call, sentence):
+    program = f"""
+import time
+from diffusion_utils import *
+start = time.monotonic()
+try:
+    {call}
+except Exception as error:
+    print(type(error).__name__, error)
+assert time.monotonic() - start < 5
+"""
+    result, _ = run(program, tmp_path, "http://127.0.0.1:9")
+    assert fnmatch.fnmatch(result.stdout.strip(), sentence) and result.returncode == 0, result.stdout + result.stderr[-2000:]
+
+
+@pytest.mark.parametrize("call, kind", [("get_data", "dataset"), ("Diffusion.from_pretrained", "model")])
+def test_what_the_hub_does_not_have(hub, tmp_path, call, kind):
+    program = f"""
+from diffusion_utils import *
+try:
+    {call}("nobody/nothing")
+except FileNotFoundError as error:
+    print(error)
+"""
+    result, _ = run(program, tmp_path, hub)
+    assert result.stdout.startswith(f"there is no folder 'nobody/nothing', and no {kind} of that name on the hub"), result.stderr[-2000:]
