@@ -3,12 +3,14 @@
 # make lessons  run all lessons and keep what they print and plot
 # make faces    draw the data set and its sheets again
 # make images   draw the other pictures again, with the model that ships
+# make site     render README and lessons as web pages in site/
+# make address REPO=owner/name   change the public address in badges and cells
 
 PYTHON ?= python3
 BIN := .venv/bin
 ROOT_USER := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab test lessons faces images
+.PHONY: lab test lessons faces images site address
 
 lab: .venv/installed
 	$(BIN)/jupyter lab $(ROOT_USER) notebooks/00_introduction.ipynb
@@ -25,6 +27,12 @@ faces: .venv/installed
 
 images: .venv/installed
 	$(BIN)/python tools/make_images.py
+
+site: .venv/installed
+	$(BIN)/python tools/make_site.py
+
+address: .venv/installed
+	$(BIN)/python tools/address.py $(REPO)
 
 .venv/installed: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,129 @@
+"""The first cell of each lesson on Colab: a stand-in for Colab, and git sent to a copy of this folder."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from test_lessons import LESSONS, NAMES, cells
+
+from diffusion_utils import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+import address
+import colab
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Variables that make a process think it is on Colab, and git fetch from here."""
+    folder = tmp_path_factory.mktemp("colab")
+    kept = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True,
+                          capture_output=True, text=True).stdout.splitlines()  # fmt: skip
+    for name in kept:
+        (folder / "origin" / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, folder / "origin" / name)
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "course"], ["tag", address.course()["version"]]):
+        subprocess.run([*git, *command], cwd=folder / "origin", check=True)
+    (folder / "stub" / "google" / "colab").mkdir(parents=True)
+    (folder / "stub" / "google" / "colab" / "__init__.py").write_text("")
+    (folder / "stub" / "sitecustomize.py").write_text("import google.colab\n")
+    return {
+        "PYTHONPATH": str(folder / "stub"), "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{(folder / 'origin').as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": f"https://github.com/{address.course()['repository']}",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=NAMES)
+def test_the_first_cells_on_colab(path, environment, tmp_path):
+    """In an empty folder; the first cell twice, as after an impatient second click."""
+    first, imports = (cell.source for cell in cells(path, "code")[:2])
+    program = f"{first}\n{first}\n{imports}\nimport diffusion_utils, os\nprint(diffusion_utils.__file__)\nprint(os.getcwd())"
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, **environment, "MPLBACKEND": "agg"},
+                            check=False, capture_output=True, text=True)  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    module, folder = result.stdout.splitlines()[-2:]
+    assert module.startswith(str(tmp_path / "course")) and folder == str(tmp_path / "course" / "notebooks")
+    assert [path.name for path in tmp_path.iterdir()] == ["course"]
+
+
+def test_one_lesson_to_the_end(environment, tmp_path, monkeypatch):
+    shutil.copy(ROOT / "notebooks" / "02_noise_schedule.ipynb", tmp_path)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.read(tmp_path / "02_noise_schedule.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    assert (tmp_path / "course" / "diffusion_utils.py").exists()
+
+
+def test_elsewhere_the_cell_does_nothing(tmp_path):
+    first = cells(LESSONS[0], "code")[0].source
+    subprocess.run([sys.executable, "-c", first], cwd=tmp_path, check=True)
+    assert not list(tmp_path.iterdir())
+
+
+# What gets installed ---------------------------------------------------------------------
+
+
+def test_nothing_is_installed_where_nothing_is_missing(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", None)  # would fail if called
+    colab.main()
+
+
+def test_torch_and_numpy_stay_as_they_are(monkeypatch):
+    real, calls = importlib.metadata.version, []
+
+    def version(name):
+        if name == "datasets":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "4.50.0" if name == "transformers" else real(name)
+
+    def run(command, check):
+        calls.append((command, open(command[command.index("--constraint") + 1]).read()))
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(subprocess, "run", run)
+    colab.main()
+    ((command, constraints),) = calls
+    assert [line for line in command if re.match(r"[a-z]+[<>=]", line)] == [line for line in command if line.startswith(("datasets", "transformers"))]
+    assert constraints.split() == [f"torch=={real('torch')}", f"numpy=={real('numpy')}"]
+
+
+# The address -----------------------------------------------------------------------------
+
+
+def test_one_address_everywhere():
+    settings = address.course()
+    repository, version = settings["repository"], settings["version"]
+    for path in LESSONS:
+        notebook = nbformat.read(path, as_version=4)
+        badge = f"https://colab.research.google.com/github/{repository}/blob/{version}/notebooks/{path.name}"
+        assert f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({badge})" in notebook.cells[0].source
+        first = cells(path, "code")[0].source
+        assert f"https://github.com/{repository}" in first and f"--branch={version}" in first
+
+
+def test_make_address(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    for name in ("README.md", "pyproject.toml", "notebooks/00_introduction.ipynb"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(address, "ROOT", tmp_path)
+    monkeypatch.setattr(address, "PROJECT", tmp_path / "pyproject.toml")
+    old = address.course()["repository"]
+    address.rewrite("somebody/some.course")
+    assert address.course()["repository"] == "somebody/some.course"
+    for path in [*tmp_path.glob("*.*"), *tmp_path.glob("notebooks/*")]:
+        text = path.read_text()
+        assert old not in text
+    nbformat.validate(nbformat.read(tmp_path / "notebooks" / "00_introduction.ipynb", as_version=4))
+    assert "github.com/somebody/some.course" in (tmp_path / "notebooks" / "00_introduction.ipynb").read_text()
+    with pytest.raises(SystemExit, match="REPO: 'nonsense' is not of the form owner/name"):
+        address.rewrite("nonsense")

@@ -1,0 +1,336 @@
+"""Lesson 07: the classifier, the two distances with their error bar, and the neighbours."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from diffusion_utils import TOY_FACES, get_data
+from quality import (
+    FACE_CLASSIFIER,
+    HEADS,
+    FaceClassifier,
+    attributes,
+    error_bar,
+    face_features,
+    feature_pair,
+    frechet_distance,
+    kernel_distance,
+    labelled_faces,
+    load_classifier,
+    nearest,
+    train_classifier,
+)  # fmt: skip
+
+
+def normal(n, d, seed, scale=1.0, shift=0.0):
+    return scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + shift
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return labelled_faces("test")
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return load_classifier()
+
+
+@pytest.fixture(scope="module")
+def features(classifier, held_out):
+    return face_features(classifier, held_out[0])
+
+
+# The faces and the classifier -----------------------------------------------------------
+
+
+def test_labelled_faces(held_out):
+    import datasets
+
+    faces, labels = held_out
+    rows = datasets.load_dataset(str(TOY_FACES), split="test")
+    assert faces.shape == (1000, 3, 32, 32) and faces.dtype == torch.float32
+    assert faces.min() >= 0 and faces.max() <= 1
+    assert set(labels) == set(HEADS)
+    assert labels["glasses"].tolist() == list(rows["glasses"])  # unshuffled, as the faces
+    for name, answers in HEADS.items():
+        assert labels[name].shape == (1000,) and sorted(labels[name].unique().tolist()) == list(range(answers))
+        if name != "smile":
+            assert answers == len(rows.features[name].names)
+    smile = torch.tensor(rows["smile"][:])
+    assert smile[labels["smile"] == 0].max() < -1 / 3 < 1 / 3 < smile[labels["smile"] == 2].min()
+    same = {picture.numpy().tobytes() for picture in (255 * faces).round().byte()}
+    assert same == {picture.tobytes() for picture in (255 * get_data(split="test", size=32)).round().astype(np.uint8)}
+
+
+def test_the_shipped_classifier(classifier, held_out):
+    faces, labels = held_out
+    assert not classifier.training
+    seen = attributes(classifier, faces)
+    right = {name: (seen[name] == labels[name]).double().mean().item() for name in HEADS}
+    assert min(right.values()) > 0.78 and right["glasses"] > 0.96 and right["hat"] > 0.97
+    assert sum(right.values()) / len(right) > 0.9
+    assert (FACE_CLASSIFIER / "README.md").exists()
+
+
+def test_the_forms_of_the_classifier(classifier, held_out):
+    faces, _ = held_out
+    with torch.no_grad():
+        scores = classifier(faces[:5])
+    assert {name: tuple(score.shape) for name, score in scores.items()} == {n: (5, k) for n, k in HEADS.items()}
+    assert torch.equal(scores["hat"].argmax(1), attributes(classifier, faces[:5])["hat"])
+
+
+def test_face_features(classifier, held_out, features):
+    faces, _ = held_out
+    assert features.shape == (1000, 64) and features.dtype == torch.float64 and not features.requires_grad
+    for other in (faces[:7].numpy(), faces[:7].clone()):
+        assert torch.allclose(face_features(classifier, other, batch_size=3), features[:7], atol=1e-4)
+    larger = faces[:7].repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)  # 64×64, averaged down again
+    assert torch.allclose(face_features(classifier, larger), features[:7], atol=1e-4)
+
+
+def test_features_in_train_mode(held_out):
+    """The classifier is put in eval mode, so that its BatchNorms do not learn from what is measured."""
+    torch.manual_seed(0)
+    fresh = FaceClassifier().train()
+    before = fresh.features[1].running_mean.clone()
+    face_features(fresh, held_out[0][:20])
+    assert not fresh.training and torch.equal(before, fresh.features[1].running_mean)
+
+
+def test_train_classifier(held_out):
+    faces, labels = held_out
+    few = {name: label[:256] for name, label in labels.items()}
+    one, two = (train_classifier(faces[:256], few, epochs=10, seed=5) for _ in range(2))
+    assert not one.training
+    for a, b in zip(one.state_dict().values(), two.state_dict().values()):
+        assert torch.allclose(a, b)
+    seen = attributes(one, faces[256:])["background"]
+    assert (seen == labels["background"][256:]).double().mean() > 0.3  # chance: 0.13
+
+
+def test_load_classifier_says_what_is_wrong(tmp_path):
+    from safetensors.torch import save_file
+
+    with pytest.raises(FileNotFoundError):
+        load_classifier(tmp_path)
+    state = FaceClassifier().state_dict()
+    state.pop("heads.hat.weight")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match="heads.hat.weight"):
+        load_classifier(tmp_path)
+
+
+# The distances: known values ------------------------------------------------------------
+
+
+def with_moments(n, mean, covariance, seed=0):
+    """Points whose sample mean and covariance are exactly these."""
+    mean, covariance = torch.as_tensor(mean).double(), torch.as_tensor(covariance).double()
+    points = normal(n, len(mean), seed)
+    points = points - points.mean(0)
+    points = points @ torch.linalg.inv(torch.linalg.cholesky(points.T.cov()).T)
+    return points @ torch.linalg.cholesky(covariance).T + mean
+
+
+@pytest.mark.parametrize("mean, covariance, expected", [
+    ([0, 0, 0], [1, 1, 1], 0),
+    ([3, 0, 4], [1, 1, 1], 25),
+    ([0, 0, 0], [4, 9, 1], 1 + 4),
+    ([1, 2, 0], [4, 0.25, 16], 1 + 4 + 1 + 0.25 + 9),
+])  # fmt: skip
+def test_frechet_distance_of_known_normals(mean, covariance, expected):
+    """Diagonal covariances: |m₁ - m₂|² + Σ (s₁ - s₂)²."""
+    x, y = with_moments(50, mean, np.diag(covariance)), with_moments(70, [0, 0, 0], np.eye(3), seed=1)
+    assert frechet_distance(x, y) == pytest.approx(expected, abs=1e-9)
+    assert frechet_distance(y, x) == pytest.approx(expected, abs=1e-9)
+
+
+def test_frechet_distance_with_correlations():
+    """For 2×2 matrices tr (C₁C₂)^½ = √(tr C₁C₂ + 2 √(det C₁C₂))."""
+    c1, c2 = np.array([[2.0, 0.9], [0.9, 1.0]]), np.array([[1.0, -0.5], [-0.5, 3.0]])
+    product = c1 @ c2
+    root = math.sqrt(np.trace(product) + 2 * math.sqrt(np.linalg.det(product)))
+    expected = 1 + np.trace(c1) + np.trace(c2) - 2 * root
+    assert frechet_distance(with_moments(40, [1, 0], c1), with_moments(40, [0, 0], c2, 1)) == pytest.approx(expected)
+
+
+def test_frechet_distance_of_few_and_flat_points():
+    """More features than points, and features that never vary: no NaN, and 0 for a set and itself."""
+    few, flat = normal(5, 64, 0), normal(100, 8, 1) * torch.tensor([1.0] * 4 + [0.0] * 4)
+    assert abs(frechet_distance(few, few)) < 1e-5 and abs(frechet_distance(flat, flat)) < 1e-5
+    assert frechet_distance(flat, flat + 1) == pytest.approx(8, abs=1e-5)
+    assert frechet_distance(few, normal(7, 64, 2)) > 0
+    assert frechet_distance(few[:, :1], few[:, :1] + 2) == pytest.approx(4)  # a single feature
+
+
+def test_kernel_distance_by_hand():
+    x, y = normal(6, 3, 0), normal(4, 3, 1, shift=0.5)
+
+    def k(a, b):
+        return (sum(float(p) * float(q) for p, q in zip(a, b)) / 3 + 1) ** 3
+
+    within_x = sum(k(x[i], x[j]) for i in range(6) for j in range(6) if i != j) / 30
+    within_y = sum(k(y[i], y[j]) for i in range(4) for j in range(4) if i != j) / 12
+    across = sum(k(a, b) for a in x for b in y) / 24
+    assert kernel_distance(x, y) == pytest.approx(within_x + within_y - 2 * across, rel=1e-12)
+
+
+def true_kernel_distance(shift, scale, d):
+    """Of N(shift, scale²) in each of d dimensions from N(0, 1), from the moments of a·b / d + 1."""
+    def third(mean_a, var_a, mean_b, var_b):
+        # s = Σ aᵢbᵢ of independent pairs; E[(s/d + 1)³] from the first three moments of aᵢbᵢ.
+        a = [1, mean_a, var_a + mean_a**2, mean_a**3 + 3 * mean_a * var_a]
+        b = [1, mean_b, var_b + mean_b**2, mean_b**3 + 3 * mean_b * var_b]
+        m1, m2, m3 = a[1] * b[1], a[2] * b[2], a[3] * b[3]
+        s1, s2 = d * m1, d * m2 + d * (d - 1) * m1**2
+        s3 = d * m3 + 3 * d * (d - 1) * m2 * m1 + d * (d - 1) * (d - 2) * m1**3
+        return s3 / d**3 + 3 * s2 / d**2 + 3 * s1 / d + 1
+
+    v = scale**2
+    return third(shift, v, shift, v) + third(0, 1, 0, 1) - 2 * third(shift, v, 0, 1)
+
+
+@pytest.mark.parametrize("shift, scale", [(0.0, 1.0), (0.0, 1.5), (0.7, 1.0), (-0.5, 0.5)])
+@pytest.mark.parametrize("n, m", [(3, 3), (4, 20), (30, 10)])
+def test_kernel_distance_is_unbiased(shift, scale, n, m):
+    """The mean over many small samples is the true value, whatever their size."""
+    values = [kernel_distance(normal(n, 4, 2 * i, scale, shift), normal(m, 4, 2 * i + 1)) for i in range(2000)]
+    expected, error = true_kernel_distance(shift, scale, 4), np.std(values) / math.sqrt(len(values))
+    assert abs(np.mean(values) - expected) < 4.5 * error
+
+
+def test_frechet_distance_is_biased():
+    """And that is why both exist: it is far from 0 for few points of the same distribution."""
+    few, many = ([frechet_distance(normal(n, 16, 2 * i), normal(n, 16, 2 * i + 1)) for i in range(20)] for n in (40, 400))
+    assert min(few) > 4 * max(many)
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_order_and_side_do_not_matter(distance):
+    x, y = normal(60, 8, 0), normal(50, 8, 1, scale=1.3)
+    shuffled = x[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
+    columns = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    assert distance(shuffled, y) == pytest.approx(distance(x, y), rel=1e-9)
+    assert distance(y, x) == pytest.approx(distance(x, y), rel=1e-9)
+    assert distance(x[:, columns], y[:, columns]) == pytest.approx(distance(x, y), rel=1e-9)
+    assert type(distance(x, y)) is float
+    assert distance(x.numpy(), y.requires_grad_()) == pytest.approx(distance(x, y.detach()))
+    assert distance(x.float(), y.float()) == pytest.approx(distance(x, y), rel=1e-4)  # computed in double
+
+
+def test_error_bar():
+    x, y = normal(400, 8, 0, scale=1.2), normal(300, 8, 1)
+    parts = [kernel_distance(part, y) for part in x.split(50)]
+    assert error_bar(x, y) == pytest.approx(np.std(parts, ddof=1) / math.sqrt(8))
+
+
+@pytest.mark.parametrize("shift, low, high", [(0.5, 0.8, 1.25), (0.0, 0.9, 10)])
+def test_error_bar_predicts_the_scatter(shift, low, high):
+    """Of the distances of new samples; near the floor it is on the safe side."""
+    y = normal(300, 8, 1)
+    samples = [normal(400, 8, 100 + i, shift=shift) for i in range(100)]
+    bars = np.sqrt(np.mean([error_bar(x, y) ** 2 for x in samples]))
+    assert low < bars / np.std([kernel_distance(x, y) for x in samples]) < high
+
+
+# What is refused ------------------------------------------------------------------------
+
+WRONG = [
+    (torch.zeros(5), torch.zeros(5, 3), r"features must have the shape \(pictures, numbers\), not \(5,\)"),
+    (torch.zeros(5, 3, 2, 2), torch.zeros(5, 3), r"features must have the shape"),
+    (torch.zeros(5, 3), torch.zeros(5, 3, 1), r"reference must have the shape .* not \(5, 3, 1\)"),
+    (torch.zeros(1, 3), torch.zeros(5, 3), "features: at least 2 pictures are needed, not 1"),
+    (torch.zeros(5, 3), torch.zeros(0, 3), "reference: at least 2 pictures are needed, not 0"),
+    (torch.zeros(5, 3), torch.zeros(5, 4), "features has 3 numbers a picture, reference 4"),
+    (torch.tensor([[0.0], [math.nan]]), torch.zeros(5, 1), "features holds numbers that are not finite"),
+    (torch.zeros(5, 1), torch.tensor([[0.0], [math.inf]]), "reference holds numbers that are not finite"),
+]
+
+
+@pytest.mark.parametrize("function", [feature_pair, frechet_distance, kernel_distance, error_bar])
+@pytest.mark.parametrize("features, reference, message", WRONG)
+def test_what_is_refused(function, features, reference, message):
+    with pytest.raises(ValueError, match=message):
+        function(features, reference)
+
+
+@pytest.mark.parametrize("groups", [0, 1, 6])
+def test_error_bar_needs_groups(groups):
+    with pytest.raises(ValueError, match=f"groups={groups}: 10 pictures"):
+        error_bar(normal(10, 3, 0), normal(10, 3, 1), groups=groups)
+
+
+# The neighbours -------------------------------------------------------------------------
+
+
+def test_nearest():
+    reference = torch.tensor([[0.0, 0.0], [3.0, 4.0], [10.0, 0.0]])
+    distances, places = nearest(torch.tensor([[3.0, 4.0], [9.0, 0.0], [-3.0, -4.0]]), reference)
+    assert places.tolist() == [1, 2, 0] and distances.tolist() == pytest.approx([0, 1, 5], abs=1e-6)
+    pictures = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    distances, places = nearest(pictures.numpy(), pictures)
+    assert places.tolist() == list(range(20)) and distances.max() < 1e-5
+    distances, _ = nearest(pictures[:4] + 0.01, pictures)
+    assert torch.allclose(distances, torch.full((4,), 0.01 * math.sqrt(3 * 8 * 8), dtype=torch.float64), atol=1e-4)
+
+
+# Against torchmetrics -------------------------------------------------------------------
+
+
+class Given(nn.Identity):
+    """In place of a feature network: what goes in is the features."""
+
+    num_features = 64
+
+
+def torchmetrics_says(kind, x, y, **options):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
+        metric = kind(feature=Given(), **options)
+    metric.update(y, real=True)
+    metric.update(x, real=False)
+    return metric.compute()
+
+
+def cases(features):
+    faces = torch.Generator().manual_seed(0)
+    yield features[:500], features[500:]
+    yield features[:300], features[300:] + 0.2 * torch.randn(700, 64, generator=faces, dtype=torch.float64)
+    yield normal(200, 64, 3), normal(150, 64, 4, scale=1.3, shift=0.4)
+    yield normal(40, 64, 5), normal(45, 64, 6)  # fewer points than features
+
+
+def test_the_same_as_fid_of_torchmetrics(features):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    for x, y in cases(features):
+        theirs = torchmetrics_says(FrechetInceptionDistance, x, y)
+        assert frechet_distance(x, y) == pytest.approx(float(theirs), rel=1e-5)  # theirs is rounded to float32
+
+
+def test_the_same_as_kid_of_torchmetrics(features):
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    for x, y in cases(features):
+        n = min(len(x), len(y))  # theirs compares sets of the same size: here one subset, of all
+        mean, _ = torchmetrics_says(KernelInceptionDistance, x[:n], y[:n], subsets=1, subset_size=n)
+        assert kernel_distance(x[:n], y[:n]) == pytest.approx(float(mean), rel=1e-6, abs=1e-9)
+
+
+def test_the_numbers_behave(classifier, held_out, features):
+    """Spoiled and missing faces score worse than real ones; the details are in the lesson."""
+    faces, labels = held_out
+    reference, fresh = features[:500], faces[500:]
+    noise = torch.randn(fresh.shape, generator=torch.Generator().manual_seed(0))
+    noisy = [face_features(classifier, (fresh + amount * noise).clip(0, 1)) for amount in (0, 0.1, 0.2)]
+    for distance in (frechet_distance, kernel_distance):
+        scores = [distance(found, reference) for found in noisy]
+        assert scores == sorted(scores) and scores[1] > 1.3 * abs(scores[0])
+    no_glasses = features[500:][labels["glasses"][500:] == 0]
+    assert kernel_distance(no_glasses, reference) > kernel_distance(features[500:], reference) + 0.08
