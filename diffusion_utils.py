@@ -1,7 +1,7 @@
 """A diffusion model for small pictures, in the order in which the course builds it.
 
-Lesson 01  data:      whole_number, reason, ask_hub, open_pictures, square_rgb, decode, get_data,
-                      Pictures, get_loader, show
+Lesson 01  data:      whole_number, reason, ask_hub, open_pictures, square_rgb, read_picture,
+                      get_data, Pictures, get_loader, show
 Lesson 02  noise:     schedule
 Lesson 03  network:   Combine, Residual, unet_layers, UNet
 Lesson 04  training:  DiffusionConfig, HubModel, Diffusion, training_step, average_weights,
@@ -121,7 +121,7 @@ def open_pictures(source, split="train", seed=0, streaming=True):
     return rows.shuffle(seed=seed), columns[0]
 
 
-def decode(file, size):
+def read_picture(file, size):
     """One picture, as a row of `open_pictures` holds it, as uint8 array (3, size, size). Lesson 01.
 
     Photos come upright, whichever way the camera was held. Raises ValueError that names the
@@ -167,7 +167,7 @@ def get_data(source=TOY_FACES, *, split="train", limit=3000, size=64, seed=0):
     data, count, bad = np.empty((limit, 3, size, size), dtype=np.float32), 0, []
     for row in tqdm(rows.take(limit), total=limit, desc="decoding", unit=" pictures", delay=1):
         try:
-            data[count] = decode(row[column], size)
+            data[count] = read_picture(row[column], size)
             count += 1
         except ValueError as error:
             bad.append(error)
@@ -195,7 +195,7 @@ class Pictures(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, index):
-        return decode(self.rows[index][self.column], self.size) / np.float32(255)
+        return read_picture(self.rows[index][self.column], self.size) / np.float32(255)
 
 
 def get_loader(data, batch_size=64, seed=None):
