@@ -599,7 +599,7 @@ def train(diffusion, loader, epochs=2000, *, lr=2e-4, weight_decay=1e-4, warmup_
     if checkpoint_dir:
         load_checkpoint(training, checkpoint_dir, resume)
     main, figure, size = training.accelerator.is_main_process, None, loader.batch_size
-    bar = tqdm(total=training.steps * size, initial=training.done * size, unit=" images", disable=not main)
+    bar = tqdm(total=training.steps * size, initial=training.done * size, unit=" images", mininterval=2, disable=not main)
     with bar, stop_button() as stop, enough_memory(size):
         while training.done < training.steps and not stop.is_set():
             losses = []
