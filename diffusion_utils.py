@@ -53,6 +53,7 @@ datasets.disable_progress_bars()
 ROOT = Path(__file__).resolve().parent
 TOY_FACES = ROOT / "data" / "toy_faces"  # the pictures that ship with the course
 TOY_MODEL = ROOT / "pretrained" / "toy_faces_32"  # the model that lesson 04 trains on them
+LARGE_MODEL = ROOT / "pretrained" / "toy_faces_64"  # one of the full size, trained by train.py
 
 
 # Lesson 01: data ------------------------------------------------------------------------
@@ -97,13 +98,13 @@ def open_pictures(source, split="train", seed=0, streaming=True):
 
     `source`: a folder in hub layout, a folder or zip file of pictures, or a hub id
     ("owner/name"). A folder is opened whole; a hub id is streamed, so that only what is read
-    is fetched, unless `streaming` is False.
+    is fetched, unless `streaming` is False or `split` cuts, as in "train[:80%]".
 
     Returns `(rows, column)`: an iterable of dicts, and the name of the column that holds the
     pictures' files. Raises FileNotFoundError, ConnectionError or ValueError where there are no
     pictures.
     """
-    name, options = str(source), {"split": split, "streaming": streaming}
+    name, options = str(source), {"split": split, "streaming": streaming and "[" not in split}
     if not Path(name).exists():
         ask_hub(name)
     else:  # opened anew each time: what datasets keeps in its cache may be old

@@ -120,7 +120,7 @@ def load_checkpoint(training, folder, resume=True):
             state = torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True)
             raw, averaged = (type(training.diffusion).from_pretrained(f) for f in (checkpoint / "raw", checkpoint))
         except Exception as error:
-            warnings.warn(f"{checkpoint} cannot be read, taking the one before: {error}")
+            warnings.warn(f"{checkpoint} cannot be read, taking the one before: {error}", stacklevel=3)
             continue
         then, steps = state["settings"], len(state["history"]["loss"])
         other = [f"{name}={then[name]}, not {value}" for name, value in training.settings.items() if then[name] != value]

@@ -86,7 +86,7 @@ def test_a_hub_id_is_streamed(monkeypatch):
 def test_any_mode_becomes_rgb(mode):
     grey = gradient().convert("L")
     if mode in ("I;16", "I"):
-        picture = Image.fromarray((np.asarray(grey).astype(np.uint16) * 257)).convert(mode)
+        picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).convert(mode)
     else:
         picture = grey.convert(mode)
     result = np.asarray(square_rgb(picture, 64)).astype(int)

@@ -17,9 +17,13 @@ import ipywidgets
 import nbformat
 import pytest
 from matplotlib import pyplot as plt
+from PIL import Image, ImageChops
 
 import diffusion_utils
 from diffusion_utils import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+import make_images  # noqa: E402
 
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in LESSONS]
@@ -103,6 +107,13 @@ def test_links_between_lessons(path):
     order = NAMES.index(path.stem)
     for neighbour in NAMES[max(0, order - 1) : order] + NAMES[order + 1 : order + 2]:
         assert f"({neighbour}.ipynb)" in text, neighbour
+
+
+@lesson
+def test_picture_in_the_readme(path):
+    picture = Image.open(ROOT / "images" / f"{path.stem}.png")
+    assert ImageChops.difference(picture.convert("RGB"), make_images.cover(path)).getbbox() is None, "run make images"
+    assert f"images/{path.stem}.png" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 # Against the module ---------------------------------------------------------------------

@@ -1,31 +1,61 @@
-"""Draw, with the model that ships, the strip at the top of the README and the sheet of its card.
+"""Draw the pictures of the README and of the models' cards, with the models that ship.
 
     python tools/make_images.py
+
+Each lesson's own picture is what its cell with the tag "cover" shows: run `make lessons` first.
 """
 
+import base64
+import io
 import sys
 from pathlib import Path
 
+import nbformat
 import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+IMAGES = ROOT / "images"
 sys.path.insert(0, str(ROOT))
-from diffusion_utils import TOY_MODEL, Diffusion, denormalize, generate, starting_noise  # noqa: E402
+from diffusion_utils import LARGE_MODEL, TOY_MODEL, Diffusion, denormalize, generate, starting_noise  # noqa: E402
 
-ROWS, SEED, SCALE = 3, 11, 3
-STEPS = [0, 4, 6, 8, 10, 12, 14, 16, 18, 20]
 
-diffusion = Diffusion.from_pretrained(TOY_MODEL)
-film = [denormalize(diffusion, starting_noise(diffusion, ROWS, SEED))]
-generate(diffusion, n=ROWS, seed=SEED, on_step=lambda step, noisy, image: film.append(noisy))
-film[-1] = generate(diffusion, n=ROWS, seed=SEED)  # the last picture without its last noise
-rows = torch.cat([torch.cat([film[step][row] for step in STEPS], dim=2) for row in range(ROWS)], dim=1)
-picture = Image.fromarray((rows * 255).round().byte().permute(1, 2, 0).numpy())
-picture = picture.resize((picture.width * SCALE, picture.height * SCALE), Image.Resampling.NEAREST)
-picture.save(ROOT / "images" / "noise_to_face.png", optimize=True)
+def strip(folder, rows, seed, scale):
+    """Some moments of `rows` drawings, from noise to face."""
+    diffusion = Diffusion.from_pretrained(folder)
+    film = [denormalize(diffusion, starting_noise(diffusion, rows, seed))]
+    generate(diffusion, n=rows, seed=seed, on_step=lambda step, noisy, image: film.append(noisy))
+    film[-1] = generate(diffusion, n=rows, seed=seed)  # the last picture without its last noise
+    moments = [film[step] for step in (0, 4, 6, 8, 10, 12, 14, 16, 18, 20)]
+    return picture(torch.stack(moments, dim=1), scale)
 
-forty = generate(diffusion, n=40, seed=1).reshape(4, 10, 3, 32, 32)
-sheet = forty.permute(0, 3, 1, 4, 2).reshape(4 * 32, 10 * 32, 3)
-sheet = Image.fromarray((sheet * 255).round().byte().numpy())
-sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST).save(TOY_MODEL / "samples.png", optimize=True)
+
+def picture(grid, scale):
+    """Pictures (rows, columns, 3, S, S) in [0, 1] side by side, enlarged."""
+    rows, columns, _, size, _ = grid.shape
+    pixels = (grid * 255).round().byte().permute(0, 3, 1, 4, 2).reshape(rows * size, columns * size, 3)
+    image = Image.fromarray(pixels.numpy())
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def cover(lesson):
+    """What the cell with the tag "cover" shows, one picture below the other."""
+    cells = nbformat.read(lesson, as_version=4).cells
+    (cell,) = [cell for cell in cells if "cover" in cell.metadata.get("tags", [])]
+    shown = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    parts = [Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB") for png in shown]
+    whole = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+    top = 0
+    for part in parts:
+        whole.paste(part, (0, top))
+        top += part.height
+    return whole
+
+
+if __name__ == "__main__":
+    strip(LARGE_MODEL, rows=3, seed=11, scale=2).save(IMAGES / "noise_to_face.png", optimize=True)
+    for folder, scale in ((TOY_MODEL, 3), (LARGE_MODEL, 2)):
+        forty = generate(Diffusion.from_pretrained(folder), n=40, seed=1)
+        picture(forty.unflatten(0, (4, 10)), scale).save(folder / "samples.png", optimize=True)
+    for lesson in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cover(lesson).save(IMAGES / f"{lesson.stem}.png", optimize=True)

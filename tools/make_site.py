@@ -27,7 +27,7 @@ def link_pages(html):
     """Let links to lessons lead to their pages, and those to other files to the public repository."""
     html = re.sub(r'href="(?!https?:)([^"#]*)\.ipynb(#[^"]*)?"', r'href="\1.html\2"', html)
     files = f"https://github.com/{course()['repository']}/tree/{course()['version']}/"
-    return re.sub(r'href="(?!https?:|#|[^"]*\.html)([^"]+)"', rf'href="{files}\1"', html)
+    return re.sub(r'href="(?!https?:|#|[^"]*\.html)(?:\.\./)?([^"]+)"', rf'href="{files}\1"', html)
 
 
 def make(site):

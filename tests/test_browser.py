@@ -1,0 +1,129 @@
+"""JupyterLab in a real browser: run a lesson, move each of its sliders by keyboard, see the picture change.
+
+Needs Chromium or Chrome, and the package playwright; see CONTRIBUTING.md. Screenshots are kept in
+tests/screenshots/, and the times from key to picture in seconds.txt beside them.
+"""
+
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+
+import nbformat
+import pytest
+
+from diffusion_utils import ROOT
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome here")
+
+SHOTS = ROOT / "tests" / "screenshots"
+STATUS = "document.querySelector('#jp-main-statusbar')?.textContent.includes('{}')"
+SCREEN = "document.querySelector('.jp-WindowedPanel-outer')"
+PICTURES = "slider => [...slider.closest('.widget-interact').querySelectorAll('img')].map(img => img.src).join()"
+TROUBLE = """slider => slider.closest('.widget-interact').querySelectorAll(
+    '[data-mime-type="application/vnd.jupyter.stderr"], [data-mime-type="application/vnd.jupyter.error"]').length"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab over a copy of the course, with settings of its own. Yields address and folder."""
+    copy, private = (tmp_path_factory.mktemp(name) for name in ("course", "jupyter"))
+    leave_out = shutil.ignore_patterns(".*", "tests", "benchmarks", "images", "my_*")
+    shutil.copytree(ROOT, copy, ignore=leave_out, dirs_exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folders = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
+               "JUPYTERLAB_WORKSPACES_DIR")  # fmt: skip
+    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
+               "--IdentityProvider.token=", f"--ServerApp.root_dir={copy}"]  # fmt: skip
+    with open(private / "log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options], stdout=log, stderr=log,
+            env=os.environ | {name: str(private / name.lower()) for name in folders},
+        )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(60):
+            try:
+                urllib.request.urlopen(f"{address}/api", timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None, (private / "log").read_text()
+                time.sleep(1)
+        yield address, copy
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def page():
+    with playwright.sync_playwright() as engine:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = engine.chromium.launch(executable_path=BROWSER, args=options)
+        yield browser.new_page(viewport={"width": 1400, "height": 1000})
+        browser.close()
+
+
+def wait_for(page, status, seconds=60):
+    page.wait_for_function(STATUS.format(status), timeout=seconds * 1000)
+
+
+def move(page, slider):
+    """Move a slider to both ends. Returns the seconds that each picture took."""
+    seconds = []
+    slider.focus()
+    page.keyboard.press("Home")  # it may stand there already, so nothing needs to change
+    time.sleep(1)
+    wait_for(page, "Idle")
+    for key in ("End", "Home"):
+        before, start = slider.evaluate(PICTURES), time.perf_counter()
+        page.keyboard.press(key)
+        page.wait_for_function(f"([slider, before]) => ({PICTURES})(slider) !== before", arg=[slider, before])
+        seconds.append(time.perf_counter() - start)
+        wait_for(page, "Idle")
+    assert slider.evaluate(TROUBLE) == 0
+    return seconds
+
+
+@pytest.mark.parametrize("name, sliders", [("02_noise_schedule", 1), ("05_sampling", 2)])
+def test_in_a_browser(lab, page, name, sliders):
+    address, folder = lab
+    page.goto(f"{address}/lab/tree/notebooks/{name}.ipynb?reset")
+    wait_for(page, "Idle")
+    page.click('.lm-MenuBar-itemLabel:text-is("Run")')
+    page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
+    wait_for(page, "Busy")
+    wait_for(page, "Idle", seconds=600)
+    page.keyboard.press("Control+s")
+
+    seconds, moved, top = [], 0, 0
+    while top < page.evaluate(f"{SCREEN}.scrollHeight"):  # JupyterLab builds only the cells in sight
+        page.evaluate(f"{SCREEN}.scrollTop = {top}")
+        time.sleep(0.5)
+        # The last slider first: so the seed in lesson 05 moves while the other one stands at 20 steps.
+        for slider in reversed(page.query_selector_all(".widget-interact .noUi-handle:not(.moved)")):
+            slider.evaluate("slider => slider.scrollIntoView({block: 'center'})")
+            seconds += move(page, slider)
+            slider.evaluate("slider => slider.classList.add('moved')")
+            moved += 1
+            SHOTS.mkdir(exist_ok=True)
+            page.screenshot(path=SHOTS / f"{name}_{moved}.png")
+        top += 500
+    assert moved == sliders
+    with open(SHOTS / "seconds.txt", "a") as file:
+        numbers = " ".join(f"{second:.2f}" for second in seconds)
+        print(f"{name}: median {statistics.median(seconds):.2f} s from key to picture; {numbers}", file=file)
+
+    cells = [cell for cell in nbformat.read(folder / "notebooks" / f"{name}.ipynb", 4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
