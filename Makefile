@@ -1,5 +1,7 @@
 # make lab      start the course in JupyterLab
 # make test     run all tests, every lesson included
+# make test-oldest, make test-newest   the same with the oldest and the newest versions that requirements.txt
+#               allows, each in an environment of its own; with another Python: PYTHON=python3.10 make test-oldest
 # make lessons  run all lessons and keep what they print and plot
 # make faces    draw the data set and its sheets again
 # make images   draw the other pictures again, with the model that ships
@@ -10,13 +12,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 ROOT_USER := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab test lessons faces images site address
+.PHONY: lab test test-oldest test-newest lessons faces images site address
 
 lab: .venv/installed
 	$(BIN)/jupyter lab $(ROOT_USER) notebooks/00_introduction.ipynb
 
 test: .venv/installed
 	$(BIN)/python -m pytest --cov=diffusion_utils --cov=long_training --cov=quality --cov-report=term-missing --cov-fail-under=95
+
+test-oldest test-newest: test-%:
+	$(PYTHON) -m venv .venv-$*
+	$(PYTHON) tools/oldest.py > .venv-$*/oldest.txt
+	.venv-$*/bin/python -m pip install --quiet --upgrade --requirement requirements.txt $(if $(filter oldest,$*),--constraint .venv-$*/oldest.txt)
+	.venv-$*/bin/python -m pytest
 
 lessons: .venv/installed
 	$(BIN)/python tools/run_lessons.py

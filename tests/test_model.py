@@ -12,7 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusion_utils import TOY_MODEL, Combine, Diffusion, DiffusionConfig, Residual, UNet, generate, schedule
+from diffusion_utils import (
+    LARGE_MODEL,
+    TOY_MODEL,
+    Combine,
+    Diffusion,
+    DiffusionConfig,
+    Residual,
+    UNet,
+    generate,
+    get_data,
+    pixel_distance,
+    schedule,
+)
 
 ARTICLE = json.loads((Path(__file__).parent / "article_reference.json").read_text())
 
@@ -139,7 +151,12 @@ def test_size_must_halve():
         DiffusionConfig(image_size=60)
 
 
-def test_the_shipped_model():
-    diffusion = Diffusion.from_pretrained(TOY_MODEL)
-    assert diffusion.config.image_size == 32 and not diffusion.training
-    assert {path.name for path in TOY_MODEL.iterdir()} >= {"config.json", "model.safetensors", "README.md"}
+@pytest.mark.parametrize("folder, size, parameters", [(TOY_MODEL, 32, 520_275), (LARGE_MODEL, 64, 1_984_547)])
+def test_the_shipped_models(folder, size, parameters):
+    diffusion = Diffusion.from_pretrained(folder)
+    assert diffusion.config.image_size == size and diffusion.num_parameters() == parameters
+    assert not diffusion.training and diffusion.dtype == torch.float32
+    assert {path.name for path in folder.iterdir()} >= {"config.json", "model.safetensors", "README.md", "samples.png"}
+    pictures, noise = generate(diffusion, n=20, steps=10, seed=1), torch.rand(20, 3, size, size)
+    held_out = get_data(split="test", limit=200, size=size)
+    assert pixel_distance(pictures, held_out) < pixel_distance(noise, held_out) / 3
