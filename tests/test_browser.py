@@ -24,7 +24,7 @@ BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome here")
 
 SHOTS = ROOT / "tests" / "screenshots"
-STATUS = "document.querySelector('#jp-main-statusbar')?.textContent.includes('{}')"
+IDLE = "document.querySelector('#jp-main-statusbar')?.textContent.includes('Idle')"
 SCREEN = "document.querySelector('.jp-WindowedPanel-outer')"
 PICTURES = "slider => [...slider.closest('.widget-interact').querySelectorAll('img')].map(img => img.src).join()"
 TROUBLE = """slider => slider.closest('.widget-interact').querySelectorAll(
@@ -73,8 +73,11 @@ def page():
         browser.close()
 
 
-def wait_for(page, status, seconds=60):
-    page.wait_for_function(STATUS.format(status), timeout=seconds * 1000)
+def wait_until_calm(page, seconds=60):
+    """Wait until the kernel has been idle for two seconds; between two cells it is so for a moment."""
+    calm = "{ if (!(%s)) window.idle = 0; else window.idle ||= Date.now(); return window.idle && Date.now() - window.idle > 2000 }"
+    page.evaluate("window.idle = 0")
+    page.wait_for_function("() => " + calm % IDLE, timeout=seconds * 1000)
 
 
 def move(page, slider):
@@ -82,14 +85,13 @@ def move(page, slider):
     seconds = []
     slider.focus()
     page.keyboard.press("Home")  # it may stand there already, so nothing needs to change
-    time.sleep(1)
-    wait_for(page, "Idle")
+    wait_until_calm(page)
     for key in ("End", "Home"):
         before, start = slider.evaluate(PICTURES), time.perf_counter()
         page.keyboard.press(key)
         page.wait_for_function(f"([slider, before]) => ({PICTURES})(slider) !== before", arg=[slider, before])
         seconds.append(time.perf_counter() - start)
-        wait_for(page, "Idle")
+        wait_until_calm(page)
     assert slider.evaluate(TROUBLE) == 0
     return seconds
 
@@ -98,11 +100,10 @@ def move(page, slider):
 def test_in_a_browser(lab, page, name, sliders):
     address, folder = lab
     page.goto(f"{address}/lab/tree/notebooks/{name}.ipynb?reset")
-    wait_for(page, "Idle")
+    wait_until_calm(page)
     page.click('.lm-MenuBar-itemLabel:text-is("Run")')
     page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
-    wait_for(page, "Busy")
-    wait_for(page, "Idle", seconds=600)
+    wait_until_calm(page, seconds=600)
     page.keyboard.press("Control+s")
 
     seconds, moved, top = [], 0, 0
