@@ -23,6 +23,7 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import numpy as np
+import pyarrow
 import torch
 from accelerate.utils import broadcast
 from IPython import get_ipython
@@ -114,7 +115,8 @@ def open_pictures(source, split="train", seed=0, streaming=True):
     try:
         rows = datasets.load_dataset(name, **options)
     except Exception as error:
-        raise ValueError(f"source: no pictures can be loaded from {str(source)!r}: {reason(error)}") from error
+        raise ValueError(f"source: no pictures can be loaded from {str(source)!r}: {reason(error)}") from None
+    pyarrow.default_memory_pool().release_unused()  # tens of megabytes, which reading left behind
     columns = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     if not columns:
         raise ValueError(f"source: {str(source)!r} has no column of pictures, only {list(rows.features)}")
@@ -134,7 +136,7 @@ def read_picture(file, size):
     except Exception as error:
         name = Path(file["path"] or "a picture").name
         why = "it is no picture" if isinstance(error, UnidentifiedImageError) else reason(error)
-        raise ValueError(f"{name} cannot be read ({why})") from error
+        raise ValueError(f"{name} cannot be read ({why})") from None
 
 
 def square_rgb(picture, size):
@@ -388,17 +390,17 @@ class HubModel(PreTrainedModel):
         """Load a model from a folder or from the hub; one that lacks weights is refused.
 
         Raises ValueError that says which weights are missing, do not fit or cannot be read,
-        FileNotFoundError where there is no model, ConnectionError without a network.
+        OSError where there is no model, ConnectionError without a network.
         """
         if not Path(name).exists() and not huggingface_hub.try_to_load_from_cache(str(name), "config.json"):
             ask_hub(str(name), "model")
         options = {"ignore_mismatched_sizes": True, **kwargs, "output_loading_info": True}
         try:
             model, info = super().from_pretrained(name, *args, **options)
-        except OSError:
-            raise
+        except OSError as error:
+            raise OSError(f"{name}: there is no model that can be loaded ({reason(error)})") from None
         except Exception as error:
-            raise ValueError(f"{name}: the weights cannot be read ({reason(error)})") from error
+            raise ValueError(f"{name}: the weights cannot be read ({reason(error)})") from None
         if info["mismatched_keys"]:
             raise ValueError(f"{name}: weights do not fit config.json: {sorted(info['mismatched_keys'])[0]} and others")
         if info["missing_keys"]:

@@ -98,7 +98,7 @@ def save_checkpoint(training, folder):
     except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
         last = (checkpoints(folder) or [None])[-1]
-        raise OSError(f"checkpoint_dir: cannot write {final}: {error}. Last checkpoint: {last}") from error
+        raise OSError(f"checkpoint_dir: cannot write {final}: {error}. Last checkpoint: {last}") from None
     for old in checkpoints(folder)[:-2]:
         shutil.rmtree(old)
 
@@ -167,6 +167,6 @@ def enough_memory(batch_size):
     """Say what to do when the GPU's memory does not hold a batch. Lesson 04."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except torch.OutOfMemoryError:
         raise RuntimeError(f"batch_size={batch_size} needs more memory than the GPU has; "
-                           f"try batch_size={batch_size // 2} in get_loader") from error  # fmt: skip
+                           f"try batch_size={batch_size // 2} in get_loader") from None  # fmt: skip
