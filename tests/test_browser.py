@@ -107,11 +107,12 @@ def test_in_a_browser(lab, page, name, sliders):
     page.keyboard.press("Control+s")
 
     seconds, moved, top = [], 0, 0
-    while top < page.evaluate(f"{SCREEN}.scrollHeight"):  # JupyterLab builds only the cells in sight
+    while top < page.evaluate(f"{SCREEN}.scrollHeight"):  # JupyterLab shows only the cells in sight
         page.evaluate(f"{SCREEN}.scrollTop = {top}")
         time.sleep(0.5)
         # The last slider first: so the seed in lesson 05 moves while the other one stands at 20 steps.
-        for slider in reversed(page.query_selector_all(".widget-interact .noUi-handle:not(.moved)")):
+        in_sight = [s for s in page.query_selector_all(".widget-interact .noUi-handle:not(.moved)") if s.is_visible()]
+        for slider in reversed(in_sight):
             slider.evaluate("slider => slider.scrollIntoView({block: 'center'})")
             seconds += move(page, slider)
             slider.evaluate("slider => slider.classList.add('moved')")
