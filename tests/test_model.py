@@ -158,6 +158,6 @@ def test_the_shipped_models(folder, size, parameters):
     assert not diffusion.training and diffusion.dtype == torch.float32
     assert {path.name for path in folder.iterdir()} >= {"config.json", "model.safetensors", "README.md", "samples.png"}
     torch.manual_seed(0)
-    pictures, noise = generate(diffusion, n=20, steps=10, seed=1), torch.rand(20, 3, size, size)
+    pictures, noise = generate(diffusion, n=50, steps=10, seed=1), torch.rand(50, 3, size, size)
     held_out = get_data(split="test", limit=200, size=size)
-    assert pixel_distance(pictures, held_out) < pixel_distance(noise, held_out) / 2
+    assert pixel_distance(pictures, held_out) < pixel_distance(noise, held_out) / 3
