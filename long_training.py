@@ -1,7 +1,7 @@
 """What a long training needs besides its loop; `train` in diffusion_utils.py calls it all.
 
-Lesson 04  fast_accelerator, seed_from, fingerprint, checkpoints, record, save_checkpoint,
-           load_checkpoint, stop_button, enough_memory
+Lesson 04  compiles, fast_accelerator, seed_from, fingerprint, checkpoints, record,
+           save_checkpoint, load_checkpoint, stop_button, enough_memory
 
 `training` is always a `diffusion_utils.Training`.
 """
@@ -14,7 +14,6 @@ import time
 import warnings
 import zlib
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +22,28 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration
 
 
+def compiles(device):
+    """Whether `torch.compile` works on `device`: it wants a C compiler and, for CUDA, Triton. Lesson 04."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=device))
+    except Exception:
+        return False
+    return True
+
+
 def fast_accelerator():
     """Accelerate, set up for the machine at hand: where to compute, and how precisely. Lesson 04.
 
     A CPU computes in 32 bits. A CUDA GPU computes in bfloat16 where it does so natively, else
-    in float16 with scaled gradients, and compiles the network where Triton is there to do it.
+    in float16 with scaled gradients, and compiles the network if it can.
     Several processes, started by torchrun, share each batch.
     """
     cuda = torch.cuda.is_available()
     bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    triton = cuda and torch.cuda.get_device_capability() >= (7, 0) and find_spec("triton")
     return Accelerator(
         cpu=not cuda,
         mixed_precision="bf16" if bf16 else "fp16" if cuda else "no",
-        dynamo_backend="inductor" if triton else "no",
+        dynamo_backend="inductor" if cuda and compiles("cuda") else "no",
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
 

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -223,17 +224,15 @@ def test_one_figure_in_a_notebook(monkeypatch):
 # Precision and compiling ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bf16, capability, triton, expected", [
-    (True, (9, 0), True, ("bf16", "inductor")),
-    (False, (7, 5), True, ("fp16", "inductor")),  # a T4
-    (False, (6, 0), True, ("fp16", "no")),
-    (True, (9, 0), False, ("bf16", "no")),
+@pytest.mark.parametrize("bf16, compiled, expected", [
+    (True, True, ("bf16", "inductor")),
+    (False, True, ("fp16", "inductor")),  # a T4
+    (True, False, ("bf16", "no")),
 ])  # fmt: skip
-def test_what_a_gpu_gets(monkeypatch, bf16, capability, triton, expected):
+def test_what_a_gpu_gets(monkeypatch, bf16, compiled, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(long_training, "find_spec", lambda name: triton or None)
+    monkeypatch.setattr(long_training, "compiles", lambda device: compiled)
     monkeypatch.setattr(long_training, "Accelerator", lambda **options: options)
     options = diffusion_utils.fast_accelerator()
     assert (options["mixed_precision"], options["dynamo_backend"], options["cpu"]) == (*expected, False)
@@ -284,6 +283,17 @@ assert diffusion(torch.rand(1, 3, 8, 8))[1].dtype == torch.float32
 print("done")
 """
     assert "done" in finished(run(program))
+
+
+@pytest.mark.parametrize("compiler", [
+    "no such compiler",
+    pytest.param("g++", marks=pytest.mark.skipif(
+        sys.platform != "linux" or not shutil.which("g++"), reason="there is no g++ for Linux here")),
+])  # fmt: skip
+def test_compiling_is_tried_before_it_is_switched_on(tmp_path, compiler):
+    program = "import long_training; print(long_training.compiles('cpu'))"
+    output = finished(run(program, CXX=compiler, TORCHINDUCTOR_CACHE_DIR=str(tmp_path)))
+    assert output.split()[-1] == str(compiler == "g++")
 
 
 # Killed ---------------------------------------------------------------------------------
