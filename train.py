@@ -34,6 +34,7 @@ parser.add_argument("--lazy", action="store_true", help="take all pictures, and 
 parser.add_argument("--size", type=int, default=64, help="pixels (default: 64)")
 parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 96, 128], help="channels of each level")
 parser.add_argument("--block-depth", type=int, default=2, help="blocks of each level (default: 2)")
+parser.add_argument("--start-from", help="a trained model, folder or name on the hub; it brings size, widths and depth")
 parser.add_argument("--epochs", type=int, default=2000)
 parser.add_argument("--batch-size", type=int, default=64)
 parser.add_argument("--lr", type=float, default=2e-4, help="learning rate (default: 2e-4)")
@@ -46,14 +47,15 @@ parser.add_argument("--seed", type=int, default=0)
 
 def main():
     options = parser.parse_args()
-    if options.lazy:
-        data = Pictures(options.data, split=options.split, size=options.size, seed=options.seed)
+    if options.start_from:
+        diffusion = Diffusion.from_pretrained(options.start_from)
     else:
-        data = get_data(options.data, split=options.split, limit=options.limit, size=options.size, seed=options.seed)
-    torch.manual_seed(options.seed)
-    diffusion = Diffusion(DiffusionConfig(options.size, options.widths, options.block_depth))
-    torch.nn.init.zeros_(diffusion.unet.out.weight)  # the first answer is 0, as in lesson 04
-    torch.nn.init.zeros_(diffusion.unet.out.bias)
+        torch.manual_seed(options.seed)
+        diffusion = Diffusion(DiffusionConfig(options.size, options.widths, options.block_depth))
+        torch.nn.init.zeros_(diffusion.unet.out.weight)  # the first answer is 0, as in lesson 04
+        torch.nn.init.zeros_(diffusion.unet.out.bias)
+    where = {"split": options.split, "size": diffusion.config.image_size, "seed": options.seed}
+    data = Pictures(options.data, **where) if options.lazy else get_data(options.data, limit=options.limit, **where)
     history = train(
         diffusion, get_loader(data, options.batch_size), options.epochs, lr=options.lr,
         warmup_steps=options.warmup_steps, cosine_decay=options.cosine_decay, ema_decay=options.ema_decay,

@@ -375,6 +375,13 @@ def test_two_processes_train_like_one(tmp_path):
     finished(run(None, TRAIN, "--output", str(two), *SMALL, "--epochs", "7"))
     assert state_of(two)["history"]["loss"][: 6 * 9] == together and len(state_of(two)["history"]["loss"]) == 7 * 9
 
+    # and another training starts from their weights, and takes over their sizes
+    more = tmp_path / "more"
+    finished(run(None, TRAIN, "--output", str(more), "--start-from", str(two), "--limit", "300", "--epochs", "1"))
+    state = state_of(more)
+    assert state["settings"]["image_size"] == 16 and list(state["settings"]["widths"]) == [8, 16]
+    assert np.mean(state["history"]["loss"]) < 0.8 * together[0]
+
 
 def test_the_processes_agree(tmp_path):
     """Same order as alone, each picture once an epoch, the same weights at the end."""

@@ -53,7 +53,7 @@ def cover(lesson):
 
 
 if __name__ == "__main__":
-    strip(LARGE_MODEL, rows=3, seed=0, scale=2).save(IMAGES / "noise_to_face.png", optimize=True)
+    strip(LARGE_MODEL, rows=3, seed=10, scale=2).save(IMAGES / "noise_to_face.png", optimize=True)
     for folder, scale in ((TOY_MODEL, 3), (LARGE_MODEL, 2)):
         forty = generate(Diffusion.from_pretrained(folder), n=40, seed=1)
         picture(forty.unflatten(0, (4, 10)), scale).save(folder / "samples.png", optimize=True)
