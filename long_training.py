@@ -43,7 +43,7 @@ def fast_accelerator():
     return Accelerator(
         cpu=not cuda,
         mixed_precision="bf16" if bf16 else "fp16" if cuda else "no",
-        dynamo_backend="inductor" if cuda and compiles("cuda") else "no",
+        dynamo_backend="inductor" if cuda and compiles(PartialState().device) else "no",
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
 

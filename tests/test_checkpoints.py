@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -228,11 +229,13 @@ def test_one_figure_in_a_notebook(monkeypatch):
     (True, True, ("bf16", "inductor")),
     (False, True, ("fp16", "inductor")),  # a T4
     (True, False, ("bf16", "no")),
+    (False, False, ("fp16", "no")),
 ])  # fmt: skip
 def test_what_a_gpu_gets(monkeypatch, bf16, compiled, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    monkeypatch.setattr(long_training, "compiles", lambda device: compiled)
+    monkeypatch.setattr(long_training, "PartialState", lambda: SimpleNamespace(device="cuda:1"))
+    monkeypatch.setattr(long_training, "compiles", lambda device: compiled and device == "cuda:1")  # its own GPU
     monkeypatch.setattr(long_training, "Accelerator", lambda **options: options)
     options = diffusion_utils.fast_accelerator()
     assert (options["mixed_precision"], options["dynamo_backend"], options["cpu"]) == (*expected, False)
