@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from matplotlib import pyplot as plt
 
 from diffusion_utils import (
@@ -61,7 +62,7 @@ def main():
         warmup_steps=options.warmup_steps, cosine_decay=options.cosine_decay, ema_decay=options.ema_decay,
         checkpoint_dir=options.output / "checkpoints", checkpoint_every=options.checkpoint_every, seed=options.seed,
     )  # fmt: skip
-    if int(torch.distributed.is_initialized() and torch.distributed.get_rank()) == 0:
+    if PartialState().is_main_process:
         diffusion.save_pretrained(options.output)
         show(generate(diffusion, n=10, seed=0), n=10, path=options.output / "samples.png")
         plt.figure(figsize=(6, 3), layout="constrained")
