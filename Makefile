@@ -10,6 +10,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes of one thread do more than one of two. A file stays whole, and the files in their order.
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 ROOT_USER := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: lab test test-oldest test-newest lessons faces images site address
@@ -17,14 +19,19 @@ ROOT_USER := $(if $(filter 0,$(shell id -u)),--allow-root)
 lab: .venv/installed
 	$(BIN)/jupyter lab $(ROOT_USER) notebooks/00_introduction.ipynb
 
+test test-oldest test-newest: export OMP_NUM_THREADS := 1
+# Linux: keep freed memory for the next step of a training, in place of fetching it anew from the system.
+test test-oldest test-newest: export MALLOC_MMAP_MAX_ := 0
+test test-oldest test-newest: export MALLOC_TRIM_THRESHOLD_ := 4000000000
+
 test: .venv/installed
-	$(BIN)/python -m pytest --cov=diffusion_utils --cov=long_training --cov=quality --cov-report=term-missing --cov-fail-under=95
+	$(BIN)/python $(PYTEST) --cov=diffusion_utils --cov=long_training --cov=quality --cov-report=term-missing --cov-fail-under=95
 
 test-oldest test-newest: test-%:
 	$(PYTHON) -m venv .venv-$*
 	$(PYTHON) tools/oldest.py > .venv-$*/oldest.txt
 	.venv-$*/bin/python -m pip install --quiet --upgrade --requirement requirements.txt $(if $(filter oldest,$*),--constraint .venv-$*/oldest.txt)
-	.venv-$*/bin/python -m pytest
+	.venv-$*/bin/python $(PYTEST)
 
 lessons: .venv/installed
 	$(BIN)/python tools/run_lessons.py

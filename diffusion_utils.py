@@ -1,7 +1,7 @@
 """A diffusion model for small pictures, in the order in which the course builds it.
 
-Lesson 01  data:      whole_number, reason, ask_hub, open_pictures, square_rgb, read_picture,
-                      get_data, Pictures, get_loader, show
+Lesson 01  data:      whole_number, reason, ask_hub, cache_of, open_pictures, square_rgb,
+                      read_picture, get_data, Pictures, get_loader, show
 Lesson 02  noise:     schedule
 Lesson 03  network:   Combine, Residual, unet_layers, UNet
 Lesson 04  training:  DiffusionConfig, HubModel, Diffusion, training_step, average_weights,
@@ -94,6 +94,17 @@ def ask_hub(name, kind="dataset"):
                               "the course, TOY_FACES and TOY_MODEL, needs no network") from None  # fmt: skip
 
 
+def cache_of(source):
+    """Where `datasets` keeps what it has read of `source`, a folder or file. Lesson 01.
+
+    Another place whenever a file in it has changed, which `datasets` itself may overlook; so what
+    another process is reading stays as it is.
+    """
+    files = [path.lstat() for path in [Path(source), *Path(source).rglob("*")]]
+    state = sum(file.st_size + file.st_mtime_ns for file in files)
+    return Path(datasets.config.HF_DATASETS_CACHE, "course", str(state))
+
+
 def open_pictures(source, split="train", seed=0, streaming=True):
     """Open a data set of pictures, shuffled by `seed`. Nothing is decoded yet. Lesson 01.
 
@@ -108,8 +119,8 @@ def open_pictures(source, split="train", seed=0, streaming=True):
     name, options = str(source), {"split": split, "streaming": streaming and "[" not in split}
     if not Path(name).exists():
         ask_hub(name)
-    else:  # opened anew each time: what datasets keeps in its cache may be old
-        options = {"split": split, "download_mode": "force_redownload"}
+    else:
+        options = {"split": split, "cache_dir": cache_of(name)}
         if name.endswith(".zip"):
             name, options["data_files"] = "imagefolder", name
     try:
@@ -215,9 +226,7 @@ def get_loader(data, batch_size=64, seed=None):
         if len(data) and not (0 <= data.min() and data.max() <= 1):  # NaN fails both
             raise ValueError(f"data: values must lie in [0, 1], not from {data.min()} to {data.max()}")
     if len(data) < batch_size:
-        raise ValueError(
-            f"data: {len(data)} pictures do not fill one batch; batch_size={batch_size} is too large"
-        )
+        raise ValueError(f"data: {len(data)} pictures do not fill one batch; batch_size={batch_size} is too large")
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return torch.utils.data.DataLoader(data, batch_size, shuffle=True, drop_last=True, generator=generator)
 

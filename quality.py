@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from diffusion_utils import ROOT, TOY_FACES, square_rgb
+from diffusion_utils import ROOT, TOY_FACES, cache_of, square_rgb
 
 FACE_CLASSIFIER = ROOT / "pretrained" / "face_classifier"  # what train_classifier makes of the training faces
 
@@ -39,7 +39,7 @@ def labelled_faces(split="train", size=32):
     name in HEADS the class numbers (N,) of the same faces, in the same order. The column
     `smile`, a number from -1 to 1, becomes the classes 0 (down), 1 (straight) and 2 (up).
     """
-    rows = datasets.load_dataset(str(TOY_FACES), split=split, download_mode="force_redownload")
+    rows = datasets.load_dataset(str(TOY_FACES), split=split, cache_dir=cache_of(TOY_FACES))
     faces = np.stack([np.asarray(square_rgb(face, size)) for face in rows["image"]])
     labels = {name: torch.tensor(rows[name][:]) for name in HEADS}
     labels["smile"] = 1 + (labels["smile"] > 1 / 3).long() - (labels["smile"] < -1 / 3).long()

@@ -1,5 +1,7 @@
 """Lesson 01: get_data, get_loader and show."""
 
+import os
+
 import datasets
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 import diffusion_utils
-from diffusion_utils import TOY_FACES, get_data, get_loader, show, square_rgb, whole_number
+from diffusion_utils import TOY_FACES, get_data, get_loader, open_pictures, show, square_rgb, whole_number
 
 
 def gradient(width=64, height=64):
@@ -57,6 +59,18 @@ def test_a_changed_folder_is_read_again(tmp_path):
         rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4), color)]}, features=kinds)
         rows.to_parquet(tmp_path / "data" / "train.parquet")
         assert get_data(tmp_path, size=4).mean() == (color == "white")
+
+
+def test_what_is_open_stays_as_it_is(tmp_path):
+    """Another process may read the same folder, and each of several that train does."""
+    for color in ("black", "white"):
+        rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4), color)]}, datasets.Features({"image": datasets.Image()}))
+        rows.to_parquet(tmp_path / "train.parquet")
+        if color == "black":
+            opened, _ = open_pictures(tmp_path)
+            kept = {file["filename"]: os.stat(file["filename"]).st_mtime_ns for file in opened.cache_files}
+        get_data(tmp_path)
+    assert kept and all(os.stat(name).st_mtime_ns == time for name, time in kept.items())
 
 
 def test_get_data_keeps_only_what_it_could_read(monkeypatch):

@@ -1,22 +1,19 @@
-"""All lessons: as files, against the module, their sliders, and the solutions of their exercises.
+"""All lessons: as files, and against the modules.
 
-nbval runs each lesson as a reader would; the tests here look at what it cannot see.
+nbval runs each lesson as a reader would, and conftest.py then moves its sliders and solves its
+exercises; the tests here look at what neither can see.
 """
 
 import ast
 import importlib
 import json
-import os
 import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
-import ipywidgets
 import nbformat
 import pytest
-from matplotlib import pyplot as plt
 from PIL import Image, ImageChops
 
 import diffusion_utils
@@ -28,7 +25,7 @@ import make_images  # noqa: E402
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in LESSONS]
 MODULE = Path(diffusion_utils.__file__)
-MODULES = [path for path in sorted(ROOT.glob("*.py")) if path.stem != "train"]
+MODULES = [path for path in sorted(ROOT.glob("*.py")) if path.stem not in ("train", "conftest")]
 lesson = pytest.mark.parametrize("path", LESSONS, ids=NAMES)
 
 
@@ -44,7 +41,7 @@ def test_the_module_is_found():
     """All lessons begin with the same cell; after it the import works from both folders."""
     (first,) = {cells(path, "code")[0].source for path in LESSONS}
     for folder in (ROOT, ROOT / "notebooks"):
-        program = f"{first}\nimport diffusion_utils\nprint(diffusion_utils.__file__)"
+        program = f"{first}\nfrom importlib.util import find_spec\nprint(find_spec('diffusion_utils').origin)"
         result = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
         assert Path(result.stdout.strip()).resolve() == MODULE.resolve(), result.stderr
 
@@ -97,6 +94,8 @@ def test_shape_of_a_lesson(path):
     if not path.stem.startswith("00"):
         assert "**Predict first:**" in text
     assert any("assert " in cell.source for cell in cells(path, "code"))
+    exercises = text.count("**Exercise ")
+    assert text.count("<summary>Solution</summary>") == exercises >= (1 if path.stem.startswith("00") else 3)
 
 
 @lesson
@@ -166,85 +165,3 @@ def test_a_module_is_small(module):
     lines = [line for i, line in enumerate(module.read_text().splitlines(), 1)
              if i not in docstrings and line.strip() and not line.strip().startswith("#")]  # fmt: skip
     assert len(lines) <= 400
-
-
-# Sliders and solutions ------------------------------------------------------------------
-
-TRAINING = "history = train(diffusion, loader, **recipe"
-# Lesson 04 trains for minutes, and nbval does that. Here its model is the one it has shipped.
-SHIPPED = "diffusion = diffusion_utils.Diffusion.from_pretrained(diffusion_utils.TOY_MODEL)"
-
-
-def steps_of(path):
-    """The code of a lesson in order. Between a training cell and the exercises, all is left out."""
-    out, skipping = [], False
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "markdown" and cell.source.startswith("## On your own"):
-            skipping = False
-        if cell.cell_type == "code" and TRAINING in cell.source:
-            skipping = True
-            out.append(("code", SHIPPED))
-        elif not skipping:
-            out.append((cell.cell_type, cell.source))
-    return out
-
-
-def solve(steps):
-    """Put each solution in place of the exercise cell before it. Returns code, and their number."""
-    out, number = [], 0
-    for kind, source in steps:
-        if kind == "markdown" and "<summary>Solution</summary>" in source:
-            solution = re.search(r"```python\n(.*?)```", source, re.S)[1]
-            check = out.pop()
-            out[-1] = solution
-            out.append(check)
-            number += 1
-        elif kind == "code":
-            out.append(source)
-    return out, number
-
-
-@pytest.fixture
-def sliders(monkeypatch, tmp_path):
-    """Run code as a notebook would, but on paper, and keep each `interact`."""
-    seen = []
-
-    def interact(function, **controls):
-        seen.append((function, controls))
-        function(**{name: control.value for name, control in controls.items()})
-
-    monkeypatch.setattr(ipywidgets, "interact", interact)
-    monkeypatch.setattr(plt, "show", lambda **options: plt.close("all"))
-    monkeypatch.chdir(tmp_path)
-    return seen
-
-
-def ends_and_middle(control):
-    if hasattr(control, "options"):
-        values = [option[1] if isinstance(option, tuple) and len(option) == 2 and isinstance(option[0], str) else option
-                  for option in control.options]  # fmt: skip
-        return [values[0], values[len(values) // 2], values[-1]]
-    middle = (control.min + control.max) / 2
-    return [control.min, type(control.value)(middle), control.max]
-
-
-@lesson
-def test_sliders_and_solutions(path, sliders, capsys):
-    source, exercises = solve(steps_of(path))
-    namespace = {"__name__": "__main__"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        for step in source:
-            exec(compile(step, path.name, "exec"), namespace)
-        for function, controls in sliders:
-            for name, control in controls.items():
-                for value in ends_and_middle(control):
-                    others = {other: widget.value for other, widget in controls.items()}
-                    function(**{**others, name: value})
-    output = capsys.readouterr().out
-    assert exercises >= (1 if path.stem.startswith("00") else 3)
-    assert output.count(": correct.") == exercises and "waiting for you" not in output
-    assert all(control.continuous_update is False for _, controls in sliders for control in controls.values()
-               if hasattr(control, "continuous_update"))  # fmt: skip
-    assert os.getcwd() != str(ROOT)

@@ -14,9 +14,9 @@ spec.loader.exec_module(draw_toy_faces)
 
 
 @pytest.fixture(scope="module", params=[("train", 3000), ("test", 1000)])
-def rows(request):
+def rows(request, tmp_path_factory):
     split, count = request.param
-    rows = datasets.load_dataset(str(TOY_FACES), split=split, download_mode="force_redownload")
+    rows = datasets.load_dataset(str(TOY_FACES), split=split, cache_dir=tmp_path_factory.mktemp("cache"))
     assert len(rows) == count
     return split, rows
 
