@@ -5,14 +5,12 @@ import fnmatch
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from jupyter_client.manager import start_new_kernel
 from test_model import tiny
 
 from diffusion_utils import ROOT, Diffusion
@@ -71,9 +69,8 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub():
-    Hub.files = {}
+@pytest.fixture(scope="module")
+def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -81,15 +78,49 @@ def hub():
     server.server_close()
 
 
-def run(program, folder, endpoint, **variables):
-    """Run a program as a user would: the hub's address and the token are read when a process starts."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
-    start = time.monotonic()
-    result = subprocess.run([sys.executable, "-c", program], env={**environment, **variables}, cwd=folder, check=False,
-                            capture_output=True, text=True, timeout=120)  # fmt: skip
-    assert TOKEN not in result.stdout + result.stderr
-    return result, time.monotonic() - start
+@pytest.fixture
+def hub(server):
+    Hub.files = {}
+    return server
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory):
+    return tmp_path_factory.mktemp("homes")
+
+
+@pytest.fixture(scope="module")
+def kernels(homes):
+    """A kernel for each address of the hub, as that is read when a process starts."""
+    started = {}
+
+    def kernel(endpoint, **variables):
+        if endpoint not in started:
+            environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+            environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(homes / str(len(started))), "PYTHONPATH": str(ROOT)}
+            started[endpoint] = start_new_kernel(kernel_name="python3", env={**environment, **variables})
+        return started[endpoint][1]
+
+    yield kernel
+    for manager, client in started.values():
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def run(kernels, tmp_path):
+    """Run a program as a user would, in the test's folder. Returns what it printed, and where it failed."""
+
+    def run(program, endpoint, token="", **variables):
+        messages = []
+        setting = f"import os; os.chdir({str(tmp_path)!r}); os.environ['HF_TOKEN'] = {token!r}\n"
+        kernels(endpoint, **variables).execute_interactive(setting + program, output_hook=messages.append, timeout=120)
+        messages = [message for message in messages if message["msg_type"] != "execute_input"]  # the program itself
+        assert TOKEN not in str([message["content"] for message in messages])
+        printed = "".join(m["content"]["text"] for m in messages if m["content"].get("name") == "stdout")
+        return printed, "".join(m["content"]["evalue"] for m in messages if m["msg_type"] == "error")
+
+    return run
 
 
 PUBLISH = """
@@ -121,21 +152,19 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in Path(folder, "local").iterdir()}
 
 
-def test_publish_and_load(hub, folder):
+def test_publish_and_load(hub, run, folder, homes):
     before = contents(folder)
-    result, _ = run(PUBLISH, folder, hub, HF_TOKEN=TOKEN)
-    assert result.stdout == "published\n", result.stdout + result.stderr[-2000:]
+    assert run(PUBLISH, hub, TOKEN) == ("published\n", "")
     assert {"config.json", "model.safetensors"} <= set(Hub.files) and Hub.files["model.safetensors"] == before["model.safetensors"]
     assert contents(folder) == before
     assert not any(TOKEN.encode() in content for content in Hub.files.values())
-    assert not any(TOKEN in path.read_text(errors="ignore") for path in folder.rglob("*") if path.is_file())
-    result, _ = run(LOAD, folder, hub)
-    assert result.stdout == "equal\n", result.stderr[-2000:]
+    kept = [path for where in (folder, homes) for path in where.rglob("*") if path.is_file()]
+    assert not any(TOKEN in path.read_text(errors="ignore") for path in kept)
+    assert run(LOAD, hub) == ("equal\n", "")
 
 
-def test_a_token_as_argument(hub, folder):
-    result, _ = run(PUBLISH.replace('"me/faces"', f'"me/faces", token="{TOKEN}"'), folder, hub)
-    assert result.stdout == "published\n", result.stdout + result.stderr[-2000:]
+def test_a_token_as_argument(hub, run, folder):
+    assert run(PUBLISH.replace('"me/faces"', f'"me/faces", token="{TOKEN}"'), hub) == ("published\n", "")
 
 
 @pytest.mark.parametrize("endpoint, token, sentence", [
@@ -143,25 +172,25 @@ def test_a_token_as_argument(hub, folder):
     ("hub", "hf_wrong", "ConnectionError me/faces was not published: "),
     ("http://127.0.0.1:9", TOKEN, "ConnectionError me/faces was not published: "),
 ])  # fmt: skip
-def test_what_goes_wrong(request, folder, endpoint, token, sentence):
+def test_what_goes_wrong(hub, run, folder, endpoint, token, sentence):
     before = contents(folder)
-    endpoint = request.getfixturevalue("hub") if endpoint == "hub" else endpoint
-    result, seconds = run(PUBLISH, folder, endpoint, **({"HF_TOKEN": token} if token else {}))
-    assert result.stdout.startswith(sentence), result.stdout + result.stderr[-2000:]
-    assert len(result.stdout.splitlines()) == 1
+    printed, _ = run(PUBLISH, hub if endpoint == "hub" else endpoint, token)
+    assert printed.startswith(sentence) and len(printed.splitlines()) == 1
     assert contents(folder) == before and not Hub.files
 
 
-def test_offline(folder):
-    result, _ = run(PUBLISH, folder, "http://127.0.0.1:9", HF_TOKEN=TOKEN, HF_HUB_OFFLINE="1")
-    assert result.stdout.startswith("ConnectionError me/faces was not published: "), result.stdout + result.stderr[-2000:]
+def test_offline(run, folder):
+    printed, _ = run(PUBLISH, "http://127.0.0.1:10", TOKEN, HF_HUB_OFFLINE="1")
+    assert printed.startswith("ConnectionError me/faces was not published: ")
 
 
-def test_not_loaded_as_garbage(hub, folder):
-    run(PUBLISH, folder, hub, HF_TOKEN=TOKEN)
+def test_not_loaded_as_garbage(hub, run, folder):
+    """Under another name: what the test above has loaded may be in the cache."""
+    publish, load = (program.replace("me/faces", "me/half") for program in (PUBLISH, LOAD))
+    assert run(publish, hub, TOKEN) == ("published\n", "")
     del Hub.files["model.safetensors"]
-    result, _ = run(LOAD, folder, hub)
-    assert result.returncode != 0 and "model.safetensors" in result.stderr
+    printed, error = run(load, hub)
+    assert not printed and "model.safetensors" in error
     assert Diffusion.from_pretrained(folder / "local")
 
 
@@ -170,7 +199,7 @@ def test_not_loaded_as_garbage(hub, folder):
                              "and TOY_MODEL, needs no network"),
     ("Diffusion.from_pretrained('me/faces')", "ConnectionError the hub cannot be reached for 'me/faces' (*"),
 ])  # fmt: skip
-def test_without_a_network(tmp_path, call, sentence):
+def test_without_a_network(run, call, sentence):
     program = f"""
 import time
 from diffusion_utils import *
@@ -181,12 +210,12 @@ except Exception as error:
     print(type(error).__name__, error)
 assert time.monotonic() - start < 5
 """
-    result, _ = run(program, tmp_path, "http://127.0.0.1:9")
-    assert fnmatch.fnmatch(result.stdout.strip(), sentence) and result.returncode == 0, result.stdout + result.stderr[-2000:]
+    printed, error = run(program, "http://127.0.0.1:9")
+    assert fnmatch.fnmatch(printed.strip(), sentence) and not error
 
 
 @pytest.mark.parametrize("call, kind", [("get_data", "dataset"), ("Diffusion.from_pretrained", "model")])
-def test_what_the_hub_does_not_have(hub, tmp_path, call, kind):
+def test_what_the_hub_does_not_have(hub, run, call, kind):
     program = f"""
 from diffusion_utils import *
 try:
@@ -194,5 +223,5 @@ try:
 except FileNotFoundError as error:
     print(error)
 """
-    result, _ = run(program, tmp_path, hub)
-    assert result.stdout.startswith(f"there is no folder 'nobody/nothing', and no {kind} of that name on the hub"), result.stderr[-2000:]
+    printed, _ = run(program, hub)
+    assert printed.startswith(f"there is no folder 'nobody/nothing', and no {kind} of that name on the hub")
