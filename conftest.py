@@ -1,3 +1,5 @@
+"""Settings for all tests, and what follows each lesson that nbval runs."""
+
 import os
 import re
 import tempfile
@@ -13,7 +15,7 @@ os.environ["HF_DATASETS_CACHE"] = CACHE.name  # small data sets by the dozen: no
 matplotlib.use("agg")
 
 
-# Behind each lesson that nbval runs, in the same kernel: what a reader does next --------
+# In the kernel of a lesson, when its last cell has run: what a reader does next ----------
 
 
 class AfterLesson(IPyNbCell):
@@ -35,7 +37,7 @@ class Quiet(AfterLesson):
     def runtest(self):
         """No cell has printed a warning, and the sliders move without one."""
         for cell in self.cells:
-            assert not [out.text for out in cell.test_outputs if out.get("name") == "stderr"], cell.name
+            assert not [out.text for out in cell.test_outputs or () if out.get("name") == "stderr"], cell.name
         super().runtest()
 
 
