@@ -7,12 +7,15 @@ from collections import defaultdict
 
 import matplotlib
 import nbformat
+import nbval.plugin
 from nbval.plugin import IPyNbCell
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before datasets and transformers are imported
 CACHE = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 os.environ["HF_DATASETS_CACHE"] = CACHE.name  # small data sets by the dozen: not into the user's own
 matplotlib.use("agg")
+# The unit tests cover the modules; in the lessons, tracing each line would only take time.
+nbval.plugin.setup_coverage = nbval.plugin.teardown_coverage = lambda *arguments: None
 
 
 # In the kernel of a lesson, when its last cell has run: what a reader does next ----------
