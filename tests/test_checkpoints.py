@@ -181,22 +181,21 @@ def test_a_loss_that_is_not_finite(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files there")
-def test_a_full_disk(tmp_path, uninterrupted):
-    """Full in the middle of the config, of the weights, and of training.pt."""
+@pytest.mark.parametrize("size", [100, 20_000, 45_000])  # stops in the config, the weights, training.pt
+def test_a_full_disk(tmp_path, uninterrupted, size):
     program = f"""
 import resource
 from test_checkpoints import go_on
-for size in (100, 20_000, 45_000):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-    try:
-        go_on({str(tmp_path)!r})
-    except OSError as error:
-        print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
+try:
+    go_on({str(tmp_path)!r})
+except OSError as error:
+    print(error)
 """
     go_on(tmp_path, epochs=2)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
     output = finished(run(program))
-    assert len(re.findall(r"cannot write .*step-00000012.* Last checkpoint: .*step-00000008", output)) == 3, output
+    assert re.search(r"cannot write .*step-00000012.* Last checkpoint: .*step-00000008", output), output
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
     assert same(go_on(tmp_path)[0], uninterrupted[0])
 
