@@ -1,153 +1,51 @@
 """A diffusion model for small pictures, in the order in which the course builds it.
 
-Lesson 01  data:      whole_number, reason, ask_hub, cache_of, open_pictures, square_rgb,
-                      read_picture, get_data, Pictures, get_loader, show
-Lesson 02  noise:     schedule
-Lesson 03  network:   Combine, Residual, unet_layers, UNet
-Lesson 04  training:  DiffusionConfig, HubModel, Diffusion, training_step, average_weights,
-                      pixel_distance, Training, batches, draw_samples, finish, train
-                      (and long_training.py: precision, checkpoints, the stop button)
-Lesson 05  sampling:  predict, denormalize, starting_noise, generate
+Lesson 01  data:      square_rgb, open_pictures, get_data, get_loader, show
+Lesson 02  noise:     schedule, mix
+Lesson 03  network:   Combine, Residual, blocks, UNet
+Lesson 04  training:  DiffusionConfig, Diffusion, l1_loss, average_weights, training_step, Training, train
+Lesson 05  sampling:  predict, denormalize, starting_noise, ddim, sample, generate
+
+This file needs no other of the course: copy it, and you can load pictures, train, save and
+draw. What begins with an underscore is not taught: checks, the hub and caches, at the end.
 
 Pictures are float32 tensors or arrays of shape (N, 3, S, S): N pictures, three colour
 channels (red, green, blue), S rows, S columns. Values lie in [0, 1].
 """
 
+import copy
 import math
-import re
-import time
 import warnings
-from itertools import islice
+from functools import partial
+from itertools import islice, pairwise
 from pathlib import Path
 
 import datasets
 import huggingface_hub
 import numpy as np
-import pyarrow
 import torch
-from accelerate.utils import broadcast
-from IPython import get_ipython
-from IPython.display import display
+from accelerate import Accelerator
 from matplotlib import pyplot as plt
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedModel, get_scheduler
-from transformers.utils.logging import disable_progress_bar
-
-from long_training import (
-    enough_memory,
-    fast_accelerator,
-    fingerprint,
-    load_checkpoint,
-    record,
-    save_checkpoint,
-    seed_from,
-    stop_button,
-)
-
-# The libraries' own bars, shown for each small file that they read or write.
-disable_progress_bar()
-datasets.disable_progress_bars()
 
 ROOT = Path(__file__).resolve().parent
 TOY_FACES = ROOT / "data" / "toy_faces"  # the pictures that ship with the course
 TOY_MODEL = ROOT / "pretrained" / "toy_faces_32"  # the model that lesson 04 trains on them
 LARGE_MODEL = ROOT / "pretrained" / "toy_faces_64"  # one of the full size, trained by train.py
 
+# Recipes: all numbers that a training depends on. The article's, for a GPU, and five minutes' on a CPU.
+GPU_RECIPE = dict(
+    epochs=2000, lr=2e-4, weight_decay=1e-4, ema_decay=0.999, warmup_steps=0, cosine_decay=False, seed=0
+)
+CPU_RECIPE = GPU_RECIPE | dict(epochs=16, lr=3e-3, ema_decay=0.99, warmup_steps=100, cosine_decay=True)
+CPU_SHAPE = dict(image_size=32, widths=(16, 32, 64, 128), block_depth=1)  # on a GPU, DiffusionConfig's own
+
 
 # Lesson 01: data ------------------------------------------------------------------------
-
-
-def whole_number(name, value):
-    """Return `value` if it is a whole number of 1 or more, else say so. Lesson 01.
-
-    Raises TypeError or ValueError with a sentence that names the argument.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be 1 or more, not {value}")
-    return int(value)
-
-
-def reason(error):
-    """The first line of what an error says. Lesson 01."""
-    return (str(error) or repr(error)).splitlines()[0]
-
-
-def ask_hub(name, kind="dataset"):
-    """Make sure, within seconds, that the hub has the data set or model `name`, "owner/name". Lesson 01.
-
-    Raises FileNotFoundError when it has none that you may see, ConnectionError without a network.
-    """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise FileNotFoundError(f"there is no folder or file {name!r}")
-    try:
-        huggingface_hub.HfApi().repo_info(name, repo_type=kind, timeout=4)
-    except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.GatedRepoError):
-        raise FileNotFoundError(f"there is no folder {name!r}, and no {kind} of that name on the hub "
-                                "that is open to you; if it is private, log in first") from None  # fmt: skip
-    except Exception as error:
-        raise ConnectionError(f"the hub cannot be reached for {name!r} ({reason(error)}); what ships with "
-                              "the course, TOY_FACES and TOY_MODEL, needs no network") from None  # fmt: skip
-
-
-def cache_of(source):
-    """Where `datasets` keeps what it has read of `source`, a folder or file. Lesson 01.
-
-    Another place whenever a file in it has changed, which `datasets` itself may overlook; so what
-    another process is reading stays as it is.
-    """
-    files = [path.lstat() for path in [Path(source), *Path(source).rglob("*")]]
-    state = sum(file.st_size + file.st_mtime_ns for file in files)
-    return Path(datasets.config.HF_DATASETS_CACHE, "course", str(state))
-
-
-def open_pictures(source, split="train", seed=0, streaming=True):
-    """Open a data set of pictures, shuffled by `seed`. Nothing is decoded yet. Lesson 01.
-
-    `source`: a folder in hub layout, a folder or zip file of pictures, or a hub id
-    ("owner/name"). A folder is opened whole; a hub id is streamed, so that only what is read
-    is fetched, unless `streaming` is False or `split` cuts, as in "train[:80%]".
-
-    Returns `(rows, column)`: an iterable of dicts, and the name of the column that holds the
-    pictures' files. Raises FileNotFoundError, ConnectionError or ValueError where there are no
-    pictures.
-    """
-    name, options = str(source), {"split": split, "streaming": streaming and "[" not in split}
-    if not Path(name).exists():
-        ask_hub(name)
-    else:
-        options = {"split": split, "cache_dir": cache_of(name)}
-        if name.endswith(".zip"):
-            name, options["data_files"] = "imagefolder", name
-    try:
-        rows = datasets.load_dataset(name, **options)
-    except Exception as error:
-        raise ValueError(f"source: no pictures can be loaded from {str(source)!r}: {reason(error)}") from None
-    pyarrow.default_memory_pool().release_unused()  # tens of megabytes, which reading left behind
-    columns = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
-    if not columns:
-        raise ValueError(f"source: {str(source)!r} has no column of pictures, only {list(rows.features)}")
-    rows = rows.select_columns(columns[:1]).cast_column(columns[0], datasets.Image(decode=False))
-    return rows.shuffle(seed=seed), columns[0]
-
-
-def read_picture(file, size):
-    """One picture, as a row of `open_pictures` holds it, as uint8 array (3, size, size). Lesson 01.
-
-    Photos come upright, whichever way the camera was held. Raises ValueError that names the
-    file when it is not a picture, or not a whole one.
-    """
-    try:
-        with datasets.Image().decode_example(file) as picture:
-            return np.asarray(square_rgb(picture, size)).transpose(2, 0, 1)
-    except Exception as error:
-        name = Path(file["path"] or "a picture").name
-        why = "it is no picture" if isinstance(error, UnidentifiedImageError) else reason(error)
-        raise ValueError(f"{name} cannot be read ({why})") from None
 
 
 def square_rgb(picture, size):
@@ -164,6 +62,24 @@ def square_rgb(picture, size):
     return ImageOps.fit(picture.convert("RGB"), (size, size))
 
 
+def open_pictures(source, split="train", seed=0, streaming=True):
+    """Open a data set of pictures, shuffled by `seed`. Nothing is decoded yet. Lesson 01.
+
+    `source`: a folder in hub layout, a folder or zip file of pictures, or a hub id
+    ("owner/name"), or rows that `datasets` has opened. A folder is opened whole; a hub id is streamed, so that only what is read
+    is fetched, unless `streaming` is False or `split` cuts, as in "train[:80%]".
+
+    Returns `(rows, column)`: an iterable of dicts, and the name of the column that holds the
+    pictures' files. Raises FileNotFoundError, ConnectionError or ValueError where there are no
+    pictures.
+    """
+    rows = source if isinstance(source, datasets.Dataset) else _load(source, split, streaming)
+    columns = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
+    _check(columns, f"source: {str(source)!r} has no column of pictures, only {list(rows.features)}")
+    rows = rows.select_columns(columns[:1]).cast_column(columns[0], datasets.Image(decode=False))
+    return rows.shuffle(seed=seed), columns[0]
+
+
 def get_data(source=TOY_FACES, *, split="train", limit=3000, size=64, seed=0):
     """Load up to `limit` pictures as one float32 array (N, 3, size, size) in [0, 1]. Lesson 01.
 
@@ -174,59 +90,32 @@ def get_data(source=TOY_FACES, *, split="train", limit=3000, size=64, seed=0):
 
     Raises TypeError, ValueError, FileNotFoundError or ConnectionError with the argument's name.
     """
-    limit, size = whole_number("limit", limit), whole_number("size", size)
+    limit, size = _whole_number("limit", limit), _whole_number("size", size)
     rows, column = open_pictures(source, split, seed)
-    if hasattr(rows, "num_rows"):  # a stream does not know its length
-        limit = min(limit, rows.num_rows)
+    limit = min(limit, getattr(rows, "num_rows", limit))  # a stream does not know its length
     data, count, bad = np.empty((limit, 3, size, size), dtype=np.float32), 0, []
     for row in tqdm(rows.take(limit), total=limit, desc="decoding", unit=" pictures", delay=1):
         try:
-            data[count] = read_picture(row[column], size)
+            data[count] = _read_picture(row[column], size) / np.float32(255)
             count += 1
         except ValueError as error:
             bad.append(error)
     if bad:
-        warnings.warn(f"source: {len(bad)} of {len(bad) + count} pictures are left out, the first: {bad[0]}", stacklevel=2)
-    if count == 0:
-        raise ValueError(f"source: there is no picture in {str(source)!r} that can be read")
-    data = data[:count]
-    data /= 255
-    return data
-
-
-class Pictures(torch.utils.data.Dataset):
-    """All pictures of `source`, each decoded when it is asked for: (3, size, size) in [0, 1]. Lesson 01.
-
-    For more pictures than fit into memory. From a hub id they are downloaded first. Raises
-    what `open_pictures` raises, and ValueError for a file that is not a picture.
-    """
-
-    def __init__(self, source, *, split="train", size=64, seed=0):
-        self.size = whole_number("size", size)
-        self.rows, self.column = open_pictures(source, split, seed, streaming=False)
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        return read_picture(self.rows[index][self.column], self.size) / np.float32(255)
+        left_out = f"{len(bad)} of {len(bad) + count} pictures are left out, the first: {bad[0]}"
+        warnings.warn(f"source: {left_out}", stacklevel=2)
+    _check(count, f"source: there is no picture in {str(source)!r} that can be read")
+    return data[:count]
 
 
 def get_loader(data, batch_size=64, seed=None):
     """Deal `data` (N, 3, S, S) in shuffled batches (batch_size, 3, S, S). Lesson 01.
 
-    `data`: an array or tensor, float32 in [0, 1], or `Pictures`. The last, incomplete batch of
-    an epoch is dropped. With a `seed` the order is the same in every run. Raises ValueError for
-    other numbers or shapes, and when there are fewer pictures than one batch.
+    `data`: an array or tensor, float32 in [0, 1], or a data set such as `Pictures` of lesson
+    09. The last, incomplete batch of an epoch is dropped. With a `seed` the order is the same
+    in every run. Raises ValueError for other numbers or shapes, and when there are fewer
+    pictures than one batch.
     """
-    batch_size = whole_number("batch_size", batch_size)
-    if hasattr(data, "shape"):
-        if len(data.shape) != 4 or data.shape[1] != 3 or data.dtype not in (np.float32, torch.float32):
-            raise ValueError(f"data: float32 of shape (N, 3, S, S) is needed, not {data.dtype} of {tuple(data.shape)}")
-        if len(data) and not (0 <= data.min() and data.max() <= 1):  # NaN fails both
-            raise ValueError(f"data: values must lie in [0, 1], not from {data.min()} to {data.max()}")
-    if len(data) < batch_size:
-        raise ValueError(f"data: {len(data)} pictures do not fill one batch; batch_size={batch_size} is too large")
+    _check_data(data, batch_size)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return torch.utils.data.DataLoader(data, batch_size, shuffle=True, drop_last=True, generator=generator)
 
@@ -236,13 +125,12 @@ def show(images, n=5, path=None, titles=()):
 
     Takes tensors on any device and arrays; values outside [0, 1] are clipped.
     """
-    images = torch.as_tensor(images[: whole_number("n", n)]).detach().cpu().clip(0, 1)
+    images = torch.as_tensor(images[: _whole_number("n", n)]).detach().cpu().clip(0, 1)
     figure, axes = plt.subplots(1, len(images), figsize=(1.5 * len(images), 1.7), squeeze=False)
-    for axis, image in zip(axes[0], images):
+    for axis, image, title in zip(axes[0], images, [*titles, *[""] * len(images)]):
         axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axis.axis("off")
-    for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=9)
+        axis.axis("off")
     figure.tight_layout(pad=0.3)
     if path is not None:
         figure.savefig(path)
@@ -269,31 +157,40 @@ def schedule(time):
     return angle.sin(), angle.cos()
 
 
+def mix(image, noise, time):
+    """The noisy picture at `time`: signal_rate · image + noise_rate · noise. Lesson 02.
+
+    `image` and `noise` (N, C, S, S), both of mean 0 and standard deviation 1; `time`: a number
+    or a tensor (N, 1, 1, 1) in [0, 1]. Ho et al. 2020, equation 4.
+    """
+    noise_rate, signal_rate = schedule(time)
+    return signal_rate * image + noise_rate * noise
+
+
 # Lesson 03: network ---------------------------------------------------------------------
 
 
 class Combine(nn.Module):
     """Put a noisy picture and its noise variance into one tensor. Lesson 03.
 
-    forward: `image` (N, 3, S, S) and `variance` (N, 1, 1, 1), which is noise_rate², give
+    forward: `image` (N, colors, S, S) and `variance` (N, 1, 1, 1), which is noise_rate², give
     (N, 2·channels, S, S). The first half are colours mixed by a 1×1 convolution; the
     second half is constant over the picture: sines and cosines of the variance at
     frequencies from 1 to 1000. Vaswani et al. 2017, section 3.5.
     """
 
-    def __init__(self, channels=32):
+    def __init__(self, channels=32, colors=3):
         super().__init__()
         frequencies = torch.linspace(0.0, math.log(1000), channels // 2).exp()
         self.register_buffer("t", 2 * math.pi * frequencies)
-        self.cnn = nn.Conv2d(3, channels, kernel_size=1)
+        self.cnn = nn.Conv2d(colors, channels, kernel_size=1)
 
     def embed(self, variance):
         angle = self.t * variance.flatten(1)
         return torch.cat((angle.sin(), angle.cos()), dim=1)
 
     def forward(self, image, variance):
-        embedding = self.embed(variance)[:, :, None, None]
-        embedding = embedding.expand(-1, -1, *image.shape[2:])
+        embedding = self.embed(variance)[:, :, None, None].expand(-1, -1, *image.shape[2:])
         return torch.cat((self.cnn(image), embedding), dim=1)
 
 
@@ -317,43 +214,30 @@ class Residual(nn.Module):
         return self.cnn(x) + self.s(x)
 
 
-def unet_layers(widths, block_depth):
-    """The layers of a UNet as three lists: down, middle, up. Lesson 03.
-
-    Each Residual on the way up also takes the channels of its partner on the way down.
-    """
-    down, middle, up = [], [], []
-    channels, skips = 2 * widths[0], []
-    for width in widths[:-1]:
-        for _ in range(block_depth):
-            down.append(Residual(channels, width))
-            channels = width
-            skips.append(channels)
-        down.append(nn.AvgPool2d(2))
-    for _ in range(block_depth):
-        middle.append(Residual(channels, widths[-1]))
-        channels = widths[-1]
-    for width in reversed(widths[:-1]):
-        up.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True))
-        for _ in range(block_depth):
-            up.append(Residual(channels + skips.pop(), width))
-            channels = width
-    return down, middle, up
+def blocks(channel_in, width, depth, skip=0):
+    """`depth` Residual blocks of one level; each also takes `skip` channels from the way down. Lesson 03."""
+    return [Residual((width if i else channel_in) + skip, width) for i in range(depth)]
 
 
 class UNet(nn.Module):
     """Down, across the bottom and up again, with a skip from each level. Lesson 03.
 
-    forward: (N, 2·widths[0], S, S) gives (N, 3, S, S). `widths` are the channels of each
+    forward: (N, 2·widths[0], S, S) gives (N, colors, S, S). `widths` are the channels of each
     level, the last those of the bottom; `block_depth` is how many Residual blocks each
     level has. S must halve len(widths) - 1 times. Ronneberger et al. 2015.
     """
 
-    def __init__(self, widths=(32, 64, 96, 128), block_depth=2):
+    def __init__(self, widths=(32, 64, 96, 128), block_depth=2, colors=3):
         super().__init__()
-        down, middle, up = unet_layers(widths, block_depth)
-        self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
-        self.out = nn.Conv2d(widths[0], 3, kernel_size=1)
+        self.down, self.middle, self.up = nn.ModuleList(), nn.Sequential(), nn.ModuleList()
+        *levels, bottom = pairwise([2 * widths[0], *widths])
+        for above, width in levels:
+            self.down.extend([*blocks(above, width, block_depth), nn.AvgPool2d(2)])
+        self.middle.extend(blocks(*bottom, block_depth))
+        for below, width in pairwise(reversed(widths)):
+            self.up.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True))
+            self.up.extend(blocks(below, width, block_depth, skip=width))
+        self.out = nn.Conv2d(widths[0], colors, kernel_size=1)
 
     def forward(self, x):
         skips = []
@@ -361,8 +245,7 @@ class UNet(nn.Module):
             x = layer(x)
             if isinstance(layer, Residual):
                 skips.append(x)
-        for layer in self.middle:
-            x = layer(x)
+        x = self.middle(x)
         for layer in self.up:
             if isinstance(layer, Residual):
                 x = torch.cat((x, skips.pop()), dim=1)
@@ -374,25 +257,32 @@ class UNet(nn.Module):
 
 
 class DiffusionConfig(PretrainedConfig):
-    """The numbers that fix the model's shape; the defaults are the full 64×64 model. Lesson 04.
+    """The numbers that fix the model; the defaults are the full 64×64 model. Lesson 04.
 
-    Raises ValueError when `image_size` cannot be halved once for each level below the first.
+    `channels` is 3 for colour pictures. `predicts` is what the network is asked for: "noise", or
+    "v", which is signal_rate · noise - noise_rate · image (Salimans & Ho 2022, appendix D).
+
+    Raises ValueError or TypeError that names the number that does not fit.
     """
 
     model_type = "course_diffusion"
 
-    def __init__(self, image_size=64, widths=(32, 64, 96, 128), block_depth=2, **kwargs):
+    def __init__(
+        self, image_size=64, widths=(32, 64, 96, 128), block_depth=2, channels=3, predicts="noise", **kwargs
+    ):
         self.image_size, self.widths, self.block_depth = image_size, list(widths), block_depth
-        if image_size % 2 ** (len(widths) - 1):
-            raise ValueError(
-                f"image_size={image_size} cannot be halved {len(widths) - 1} times, "
-                f"which {len(widths)} widths need; try a multiple of {2 ** (len(widths) - 1)}"
-            )
+        self.channels, self.predicts, deep = channels, predicts, len(widths) - 1
+        halved = f"image_size={image_size} cannot be halved {deep} times, which {deep + 1} widths need"
+        _check(image_size % 2**deep == 0, f"{halved}; try a multiple of {2**deep}")
+        _check(predicts in ("noise", "v"), f"predicts must be 'noise' or 'v', not {predicts!r}")
         super().__init__(**kwargs)
 
 
-class HubModel(PreTrainedModel):
-    """A PreTrainedModel that refuses half a model, and says in one sentence what is wrong. Lesson 04."""
+class _HubModel(PreTrainedModel):
+    """A PreTrainedModel that refuses half a model, and says in one sentence what is wrong."""
+
+    def _init_weights(self, module):
+        """Keep PyTorch's initial weights, which transformers would draw anew."""
 
     @classmethod
     def from_pretrained(cls, name, *args, **kwargs):
@@ -402,73 +292,55 @@ class HubModel(PreTrainedModel):
         OSError where there is no model, ConnectionError without a network.
         """
         if not Path(name).exists() and not huggingface_hub.try_to_load_from_cache(str(name), "config.json"):
-            ask_hub(str(name), "model")
+            _ask_hub(str(name), "model", kwargs.get("token"))
         options = {"ignore_mismatched_sizes": True, **kwargs, "output_loading_info": True}
         try:
             model, info = super().from_pretrained(name, *args, **options)
-        except OSError as error:
-            raise OSError(f"{name}: there is no model that can be loaded ({reason(error)})") from None
-        except Exception as error:
-            raise ValueError(f"{name}: the weights cannot be read ({reason(error)})") from None
-        if info["mismatched_keys"]:
-            raise ValueError(f"{name}: weights do not fit config.json: {sorted(info['mismatched_keys'])[0]} and others")
-        if info["missing_keys"]:
-            raise ValueError(f"{name} lacks the weights {sorted(info['missing_keys'])}")
+        except Exception as error:  # safetensors, pickle and torch have no common class for a torn file
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(f"{name}: there is no model that can be loaded ({_reason(error)})") from error
+        wrong, missing = sorted(info["mismatched_keys"]), sorted(info["missing_keys"])
+        _check(not wrong, f"{name}: weights do not fit config.json: {wrong[:1]} and others")
+        _check(not missing, f"{name} lacks the weights {missing}")
         return (model, info) if kwargs.get("output_loading_info") else model
 
-    def push_to_hub(self, name, *args, token=None, **kwargs):
-        """Publish the model on the hub as `name`, "owner/name". The token is kept nowhere.
 
-        Raises PermissionError without a token (`huggingface_hub.login()` or HF_TOKEN give one)
-        and ConnectionError when the hub refuses or cannot be reached.
-        """
-        if not (token or huggingface_hub.get_token()):
-            raise PermissionError("token: there is none; call huggingface_hub.login() or set HF_TOKEN first")
-        try:
-            return super().push_to_hub(name, *args, token=token, **kwargs)
-        except Exception as error:
-            raise ConnectionError(f"{name} was not published: {reason(error)}. The model here is unchanged") from None
-
-
-class Diffusion(HubModel):
+class Diffusion(_HubModel):
     """The diffusion model: it mixes noise into pictures and predicts that noise. Lesson 04.
 
-    forward: `images` (N, 3, S, S) in [0, 1] gives `(noise, predicted_noise)`, both
-    (N, 3, S, S). Ho et al. 2020, algorithm 1, with continuous time.
+    forward plays one round of the game: `images` (N, 3, S, S) in [0, 1] gives `(noise,
+    predicted_noise)`, both (N, 3, S, S). `answer(noisy, time)` is the network alone, without
+    anything random: `noisy` (N, 3, S, S), normalised, and `time` (N, 1, 1, 1) in [0, 1] give the
+    predicted noise.
+
+    Ho et al. 2020, algorithm 1, with continuous time.
     """
 
     config_class = DiffusionConfig
 
     def __init__(self, config):
         super().__init__(config)
-        self.norm = nn.BatchNorm2d(3, affine=False)
-        self.unet = UNet(config.widths, config.block_depth)
-        self.combine = Combine(config.widths[0])
+        self.norm = nn.BatchNorm2d(config.channels, affine=False)
+        self.unet = UNet(config.widths, config.block_depth, config.channels)
+        self.combine = Combine(config.widths[0], config.channels)
         self.post_init()  # transformers' own bookkeeping; from_pretrained needs it
 
-    def _init_weights(self, module):
-        """Keep PyTorch's initial weights, which transformers would draw anew."""
+    def answer(self, noisy, time):
+        noise_rate, signal_rate = schedule(time)
+        output = self.unet(self.combine(noisy, noise_rate**2))
+        return noise_rate * noisy + signal_rate * output if self.config.predicts == "v" else output
 
     def forward(self, images):
         image = self.norm(images)
         noise = torch.randn(image.shape, device=image.device)
-        noise_rate, signal_rate = schedule(torch.rand(len(image), 1, 1, 1, device=image.device))
-        noisy = image * signal_rate + noise * noise_rate
-        return noise, self.unet(self.combine(noisy, noise_rate**2))
+        time = torch.rand(len(image), 1, 1, 1, device=image.device)
+        return noise, self.answer(mix(image, noise, time), time)
 
 
-def training_step(diffusion, images, optimizer, backward=torch.Tensor.backward):
-    """Learn from one batch `images` (N, 3, S, S); returns the loss, a scalar. Lesson 04.
-
-    The loss is the mean absolute difference between noise and predicted noise. `backward`
-    computes the gradients; that of Accelerate can scale them for half precision.
-    """
+def l1_loss(diffusion, images):
+    """How wrong the guess is: the mean absolute difference, for a batch (N, 3, S, S). Lesson 04."""
     noise, predicted_noise = diffusion(images)
-    loss = nn.functional.l1_loss(predicted_noise, noise)
-    backward(loss)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.detach()
+    return nn.functional.l1_loss(predicted_noise, noise)
 
 
 def average_weights(diffusion, ema_decay):
@@ -488,149 +360,83 @@ def average_weights(diffusion, ema_decay):
     return average
 
 
-def pixel_distance(images, reference):
-    """How far `images` are from `reference`, both (N, 3, S, S) in [0, 1]; 0 is equal. Lesson 04.
-
-    The Fréchet distance between two normal distributions: |m₁ - m₂|² + tr(C₁ + C₂ - 2(C₁C₂)^½),
-    of pictures averaged down to 16×16 and projected on the 64 main directions of `reference`.
-    Heusel et al. 2017, equation 6, on pixels in place of a network's features.
-    """
-    flat = [
-        nn.functional.adaptive_avg_pool2d(torch.as_tensor(x).cpu(), 16).flatten(1).double()
-        for x in (images, reference)
-    ]
-    directions = torch.linalg.svd(flat[1] - flat[1].mean(0), full_matrices=False).Vh[:64]
-    (m1, c1), (m2, c2) = (((x @ directions.T).mean(0), (x @ directions.T).T.cov()) for x in flat)
-    roots = torch.linalg.eigvals(c1 @ c2).real.clip(min=0).sqrt()
-    return float((m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * roots.sum())
+def training_step(training, batch):
+    """Learn from a batch: loss, gradients, optimizer, learning rate, average. Returns the loss. Lesson 04."""
+    loss = training.game(batch)
+    training.accelerator.backward(loss)  # in float16 it also scales the gradients
+    training.optimizer.step()
+    training.optimizer.zero_grad()
+    training.rates.step()
+    training.average.update_parameters(training.diffusion)
+    return training.accelerator.reduce(loss.detach(), "mean")
 
 
 class Training:
-    """All that changes while a model learns, ready for the next step. Lesson 04.
+    """A training, to be looped over: each round takes one step and gives its number, from 1 on. Lesson 04.
 
-    `diffusion` and `average` hold the two sets of weights; `model`, `optimizer` and `loader`
-    are Accelerate's versions of what came in. `settings` are the numbers that the result
-    depends on. `history`: "loss" and "lr" have a number a step, "samples" has tuples
-    `(epoch, raw, averaged)`, "seconds" the time it took so far.
+        training = Training(diffusion, get_loader(data), epochs=16, lr=3e-3)
+        for step in training:
+            if step % 100 == 0:
+                show(generate(training.average.module, seed=0))
+
+    `diffusion`: a `Diffusion`, or any module for which `loss(diffusion, batch)` gives a scalar.
+    `recipe`: the numbers that shall differ from GPU_RECIPE. The order of the pictures follows
+    from the loader's seed (else the recipe's) and the epoch, the noise from the seed and the
+    step, for which PyTorch's global seed is set anew; nothing depends on what was drawn before.
+
+    len() is the number of steps, `step` how many are done. `history` has "loss" and "lr" of each
+    step; until the end losses are tensors on the device, so that a GPU is not waited for. When all
+    steps are done, `diffusion` has the averaged weights; after a `break` it has the raw ones, and
+    `finish()` gives it the averaged ones.
+
+    Raises TypeError or ValueError that says what is wrong with the recipe.
     """
 
-    def __init__(self, diffusion, loader, epochs, lr, weight_decay, warmup_steps, cosine_decay, ema_decay, seed):
-        self.steps = whole_number("epochs", epochs) * len(loader)
-        config, pictures = diffusion.config, loader.dataset
-        self.settings = {
-            "image_size": config.image_size, "widths": config.widths, "block_depth": config.block_depth,
-            "pictures": len(pictures), "fingerprint": fingerprint(pictures), "batch_size": loader.batch_size,
-            "lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps,
-            "cosine_decay": cosine_decay and epochs, "ema_decay": ema_decay, "seed": seed,
-        }  # fmt: skip
-        self.accelerator = fast_accelerator()
+    def __init__(self, diffusion, loader, *, loss=l1_loss, accelerator=None, **recipe):
+        self.recipe, self.step, self.history = _check_recipe(GPU_RECIPE | recipe), 0, {"loss": [], "lr": []}
+        self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
         self.diffusion = diffusion.to(self.accelerator.device).train()
-        self.average = average_weights(diffusion, ema_decay)
+        self.average = average_weights(diffusion, self.recipe["ema_decay"])
+        lr, weight_decay, warmup = (self.recipe[name] for name in ("lr", "weight_decay", "warmup_steps"))
         optimizer = torch.optim.AdamW(diffusion.parameters(), lr, weight_decay=weight_decay, fused=True)
-        kind = "cosine" if cosine_decay else "constant_with_warmup"
-        self.rates = get_scheduler(kind, optimizer, warmup_steps, self.steps)
-        self.order = loader.sampler.generator = torch.Generator()
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(diffusion, optimizer, loader)
-        parts = {"optimizer": self.optimizer, "rates": self.rates, "scaler": self.accelerator.scaler}
-        self.parts = {name: part for name, part in parts.items() if part}
-        self.history, self.clock = {"loss": [], "lr": [], "samples": [], "seconds": 0.0}, time.perf_counter()
+        kind = "cosine" if self.recipe["cosine_decay"] else "constant_with_warmup"
+        self.rates = get_scheduler(kind, optimizer, warmup, self.recipe["epochs"] * len(loader))
+        loader, self.order = _own_order(loader, self.recipe["seed"])
+        game = nn.ModuleDict({"diffusion": diffusion})  # Accelerate prepares the loss with all it calls
+        game.forward = partial(loss, diffusion)
+        self.game, self.optimizer, self.loader = self.accelerator.prepare(game, optimizer, loader)
 
-    @property
-    def done(self):
-        """How many steps have been taken."""
-        return len(self.history["loss"])
+    def __len__(self):
+        return self.recipe["epochs"] * len(self.loader)
 
+    def __iter__(self):
+        while self.step < len(self):
+            epoch, place = divmod(self.step, len(self.loader))
+            self.order(epoch)
+            for batch in islice(self.loader, place, None):
+                torch.manual_seed(_seed(self.recipe["seed"], self.step, self.accelerator.process_index))
+                self.history["lr"] += self.rates.get_last_lr()
+                self.history["loss"].append(training_step(self, batch))
+                self.step += 1
+                yield self.step
+        self.finish()
 
-def batches(training):
-    """Yield the rest of an epoch: its order follows from the seed and the epoch, and the noise of
-    each step from the seed and the step, so that a training can go on from anywhere. Lesson 04.
-    """
-    step, seed, epoch_length = training.done, training.settings["seed"], len(training.loader)
-    training.order.manual_seed(seed_from(seed, step // epoch_length))
-    for images in islice(training.loader, step % epoch_length, None):
-        torch.manual_seed(seed_from(seed, step, training.accelerator.process_index))
-        training.history["lr"] += training.rates.get_last_lr()
-        yield images
-        step += 1
-
-
-def draw_samples(history, diffusion, average, epoch, figure=None):
-    """Add five samples of each set of weights to the history; in a notebook, show it. Lesson 04.
-
-    What a notebook shows is one figure with the losses and the newest samples: each call draws
-    it anew in place of `figure`, what the call before returned.
-    """
-    history["samples"].append((epoch, *(generate(model, seed=0).cpu() for model in (diffusion, average.module))))
-    if get_ipython() is None:
-        return None
-    drawing, (curve, row) = plt.subplots(2, 1, figsize=(7, 4), layout="constrained")
-    width = min(50, len(history["loss"]))
-    curve.plot(history["loss"], color="0.85")
-    curve.plot(range(width - 1, len(history["loss"])), np.convolve(history["loss"], np.ones(width) / width, "valid"))
-    curve.set(xlabel="step", ylabel="loss", ylim=(0, 1))
-    faces = torch.cat(list(history["samples"][-1][2]), dim=2).permute(1, 2, 0)
-    row.imshow(faces.numpy(), interpolation="nearest")
-    row.set(title=f"epoch {epoch}", xticks=[], yticks=[])
-    plt.close(drawing)
-    if figure is None:
-        return display(drawing, display_id=True)
-    figure.update(drawing)
-    return figure
+    def finish(self):
+        self.history["loss"] = [float(loss) for loss in self.history["loss"]]
+        self.diffusion.load_state_dict(self.average.module.state_dict())
 
 
-def finish(training):
-    """Give the averaged weights to the model, the same in each process. Lesson 04."""
-    training.accelerator.unwrap_model(training.model, keep_fp32_wrapper=False)
-    for buffer in training.average.module.buffers():
-        broadcast(buffer)
-    training.diffusion.load_state_dict(training.average.module.state_dict())
-    if training.done < training.steps:
-        tqdm.write(f"Stopped after {training.done} of {training.steps} steps.")
-
-
-def train(diffusion, loader, epochs=2000, *, lr=2e-4, weight_decay=1e-4, warmup_steps=0,
-          cosine_decay=False, ema_decay=0.999, sample_every=100,
-          checkpoint_dir=None, checkpoint_every=100, resume=True, seed=0):  # fmt: skip
+def train(diffusion, loader, epochs=2000, **options):
     """Train `diffusion` on the batches of `loader`; it ends with the averaged weights. Lesson 04.
 
-    Runs on CUDA where there is one. The learning rate rises to `lr` within `warmup_steps`
-    and, with `cosine_decay`, falls to 0 at the end. Every `sample_every` epochs, and at the
-    end, five samples are drawn with raw and averaged weights. Order and noise follow from
-    `seed`; PyTorch's global seed is set anew in each step.
-
-    With `checkpoint_dir`, a folder, the state is kept there every `checkpoint_every` epochs,
-    and the same call carries on from it: on a CPU, with the same number of threads, to the
-    same bits. More `epochs` may be asked for, unless the learning rate follows a cosine.
-    `resume=False` deletes the checkpoints and starts over. Ctrl-C saves and returns.
-
-    Returns the history, see `Training`. Raises ValueError for a checkpoint of another training,
-    FloatingPointError for a loss that is not finite, OSError when a checkpoint cannot be
-    written, RuntimeError when a batch does not fit into the GPU's memory.
+    `options` are those of `Training`: loss, accelerator, and the numbers of GPU_RECIPE. Returns
+    the history, see `Training`, and raises what `Training` raises. For checkpoints, a stop
+    button, 16 bits: loop over `carry_on(Training(...), folder)` of lesson 10.
     """
-    training = Training(diffusion, loader, epochs, lr, weight_decay, warmup_steps, cosine_decay, ema_decay, seed)
-    if checkpoint_dir:
-        load_checkpoint(training, checkpoint_dir, resume)
-    main, figure, size = training.accelerator.is_main_process, None, loader.batch_size
-    bar = tqdm(total=training.steps * size, initial=training.done * size, unit=" images", mininterval=2, disable=not main)
-    with bar, stop_button() as stop, enough_memory(size):
-        while training.done < training.steps and not stop.is_set():
-            losses = []
-            for images in batches(training):
-                losses.append(training_step(training.model, images, training.optimizer, training.accelerator.backward))
-                training.rates.step()
-                training.average.update_parameters(diffusion)
-                bar.update(size)
-                if stop.is_set():
-                    break
-            record(training, losses, checkpoint_dir)
-            epoch, rest = divmod(training.done, len(loader))
-            bar.set_postfix(epoch=epoch, loss=f"{np.mean(training.history['loss'][-len(losses):]):.3f}")
-            last = stop.is_set() or training.done == training.steps
-            if main and not rest and (last or epoch % sample_every == 0):
-                figure = draw_samples(training.history, diffusion, training.average, epoch, figure)
-            if main and checkpoint_dir and (last or not rest and epoch % checkpoint_every == 0):
-                save_checkpoint(training, checkpoint_dir)
-    finish(training)
+    training = Training(diffusion, loader, epochs=epochs, **options)
+    for step in (bar := tqdm(training, unit=" steps", mininterval=1)):
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{np.mean([float(loss) for loss in training.history['loss'][-50:]]):.3f}")
     return training.history
 
 
@@ -644,14 +450,14 @@ def predict(diffusion, noisy, time):
     [0, 1]. The picture follows from noisy = signal_rate · image + noise_rate · noise.
     """
     noise_rate, signal_rate = schedule(time)
-    predicted_noise = diffusion.unet(diffusion.combine(noisy, noise_rate**2))
+    predicted_noise = diffusion.answer(noisy, time)
     return predicted_noise, (noisy - noise_rate * predicted_noise) / signal_rate
 
 
 def denormalize(diffusion, image):
     """Undo `diffusion.norm`: normalised (N, 3, S, S) back to colours in [0, 1]. Lesson 05."""
-    mean = diffusion.norm.running_mean.reshape(1, 3, 1, 1)
-    std = (diffusion.norm.running_var**0.5).reshape(1, 3, 1, 1)
+    mean = diffusion.norm.running_mean.reshape(1, -1, 1, 1)
+    std = (diffusion.norm.running_var**0.5).reshape(1, -1, 1, 1)
     return (mean + image * std).clip(0.0, 1.0)
 
 
@@ -660,37 +466,165 @@ def starting_noise(diffusion, n, seed=None):
 
     A `seed` gives the same noise on every device; None takes torch's global generator.
     """
-    size, device = diffusion.config.image_size, diffusion.device
+    shape = n, diffusion.config.channels, diffusion.config.image_size, diffusion.config.image_size
     if seed is None:
-        return torch.randn(n, 3, size, size, device=device)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, 3, size, size, generator=generator).to(device)
+        return torch.randn(shape, device=diffusion.device)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(diffusion.device)
+
+
+def ddim(predict, noisy, time, next_time):
+    """One step of DDIM from `time` to `next_time`, both (N, 1, 1, 1): `(noisy, image)`. Lesson 05.
+
+    `predict(noisy, time)` gives noise and picture; they are mixed again, for `next_time`.
+    Song et al. 2020, equation 12 with sigma = 0.
+    """
+    noise, image = predict(noisy, time)
+    return mix(image, noise, next_time), image
+
+
+def sample(predict, noisy, times, step=ddim):
+    """Go from `noisy` (N, 3, S, S) along `times`; yield `(noisy, image)` after each step. Lesson 05.
+
+    `predict(noisy, time)`: as `partial(predict, diffusion)`. `times`: numbers in [0, 1], the first
+    that of `noisy`, so n + 1 numbers for n steps. `step(predict, noisy, time, next_time)` gives
+    the next noisy picture and the predicted clean one; `ddim` is one. Results are normalised.
+    """
+    for now, then in pairwise(times):
+        time = torch.full((len(noisy), 1, 1, 1), now, device=noisy.device)
+        noisy, image = step(predict, noisy, time, time - (now - then))
+        yield noisy, image
 
 
 @torch.no_grad()
 def generate(diffusion, n=5, steps=20, seed=None, *, noise=None, on_step=None):
-    """Draw `n` pictures (n, 3, S, S) in [0, 1] from noise, in `steps` steps. Lesson 05.
+    """Draw `n` pictures (n, 3, S, S) in [0, 1] from noise, in `steps` steps of DDIM. Lesson 05.
 
     The same `seed` gives the same pictures; with `noise` (n, 3, S, S) you choose what to
     start from. `on_step(step, noisy, image)` is called after each step, from 1 on, with the
     picture so far and the clean picture predicted from it, both (n, 3, S, S) in [0, 1]. The
     model's train or eval mode is left as it was.
 
-    Song et al. 2020 (DDIM), equation 12 with sigma = 0. Raises TypeError or ValueError
-    for `n` or `steps` that are not whole numbers of 1 or more.
+    Raises TypeError or ValueError for `n` or `steps` that are not whole numbers of 1 or more.
     """
-    n, steps = whole_number("n", n), whole_number("steps", steps)
-    noisy = starting_noise(diffusion, n, seed) if noise is None else noise.to(diffusion.device)
+    n, steps = _whole_number("n", n), _whole_number("steps", steps)
+    start = starting_noise(diffusion, n, seed) if noise is None else noise.to(diffusion.device)
+    times = [(steps - step) / steps for step in range(steps + 1)]
     was_training = diffusion.training
     diffusion.eval()  # BatchNorm: use the statistics learned, do not learn from samples
     try:
-        for step in range(steps):
-            time = torch.full((len(noisy), 1, 1, 1), (steps - step) / steps, device=noisy.device)
-            predicted_noise, image = predict(diffusion, noisy, time)
-            noise_rate, signal_rate = schedule(time - 1 / steps)
-            noisy = signal_rate * image + noise_rate * predicted_noise
+        for step, (noisy, image) in enumerate(sample(partial(predict, diffusion), start, times), 1):
             if on_step is not None:
-                on_step(step + 1, denormalize(diffusion, noisy), denormalize(diffusion, image))
+                on_step(step, denormalize(diffusion, noisy), denormalize(diffusion, image))
     finally:
         diffusion.train(was_training)
     return denormalize(diffusion, image)
+
+
+# Not taught: checks, caches, the hub, and what a training notes ---------------------------------
+
+
+def _check(right, sentence, error=ValueError):
+    if not right:
+        raise error(sentence)
+
+
+def _whole_number(name, value):
+    """`value` if it is a whole number of 1 or more; else TypeError or ValueError with its name."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    _check(whole, f"{name} must be a whole number, not {value!r}", TypeError)
+    _check(value >= 1, f"{name} must be 1 or more, not {value}")
+    return int(value)
+
+
+def _check_recipe(recipe):
+    """A recipe as plain numbers, which a checkpoint can hold; TypeError or ValueError say what is wrong."""
+    unknown = sorted(recipe.keys() - GPU_RECIPE.keys())
+    _check(not unknown, f"a recipe has no {unknown}, only {list(GPU_RECIPE)}", TypeError)
+    _whole_number("epochs", recipe["epochs"])
+    fits = all(value >= 0 for value in recipe.values()) and recipe["ema_decay"] < 1
+    _check(fits, f"a recipe needs numbers of 0 or more, and ema_decay below 1, not {recipe}")
+    return {name: type(GPU_RECIPE[name])(value) for name, value in recipe.items()}
+
+
+def _check_data(data, batch_size):
+    """Raise TypeError or ValueError unless `data` are pictures, and fill a batch."""
+    n = _whole_number("batch_size", batch_size)
+    if hasattr(data, "shape"):
+        kind, shape = data.dtype, tuple(data.shape)
+        fits = len(shape) == 4 and shape[1] == 3 and kind in (np.float32, torch.float32)
+        _check(fits, f"data: float32 of shape (N, 3, S, S) is needed, not {kind} of {shape}")
+        low, high = (data.min(), data.max()) if len(data) else (0, 1)
+        _check(0 <= low and high <= 1, f"data: values must lie in [0, 1], not from {low} to {high}")
+    _check(len(data) >= n, f"data: {len(data)} pictures do not fill one batch; batch_size={n} is too large")
+
+
+def _load(source, split, streaming):
+    """The rows of the data set `source`; ValueError where `datasets` cannot load it.
+
+    A folder or file that has changed gets another place in the cache: `datasets` may overlook
+    that it has changed, and what another process is reading stays as it is.
+    """
+    name, options = str(source), {"split": split, "streaming": streaming and "[" not in split}
+    kind = "imagefolder" if name.lower().endswith(".zip") else name
+    if Path(name).exists():
+        files = [path.lstat() for path in [Path(name), *Path(name).rglob("*")]]
+        state = str(sum(file.st_size + file.st_mtime_ns for file in files))
+        options = {"split": split, "cache_dir": Path(datasets.config.HF_DATASETS_CACHE, "course", state)}
+        options |= {"data_files": name} if kind == "imagefolder" else {}
+    else:
+        _ask_hub(name)
+    try:
+        return datasets.load_dataset(kind, **options)
+    except Exception as error:  # it passes on what any of its readers raises
+        raise ValueError(f"source: no pictures can be loaded from {name!r}: {_reason(error)}") from error
+
+
+def _read_picture(file, size):
+    """One picture, as a row of `open_pictures` holds it, as uint8 array (3, size, size).
+
+    Photos come upright, whichever way the camera was held. Raises ValueError that names the
+    file when it is not a picture, or not a whole one.
+    """
+    try:
+        picture = datasets.Image().decode_example(file)
+    except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+        name = Path(file["path"] or "a picture").name
+        why = "it is no picture" if isinstance(error, UnidentifiedImageError) else _reason(error)
+        raise ValueError(f"{name} cannot be read ({why})") from error
+    with picture:
+        return np.asarray(square_rgb(picture, size)).transpose(2, 0, 1)
+
+
+def _reason(error):
+    """The first line of what an error says."""
+    return (str(error) or repr(error)).splitlines()[0]
+
+
+def _ask_hub(name, kind="dataset", token=None):
+    """Make sure, within seconds, that the hub has the data set or model `name`, "owner/name".
+
+    Raises FileNotFoundError when it has none that you may see, ConnectionError without a network.
+    """
+    _check(name.count("/") == 1, f"there is no folder or file {name!r}", FileNotFoundError)
+    try:
+        huggingface_hub.HfApi(token=token).repo_info(name, repo_type=kind, timeout=4)
+    except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.GatedRepoError) as error:
+        sentence = f"there is no folder {name!r}, and no {kind} of that name on the hub that is open to you"
+        raise FileNotFoundError(f"{sentence}; if it is private, log in first") from error
+    except Exception as error:  # the hub's clients have no common class for a network that is down
+        sentence = f"the hub cannot be reached for {name!r} ({_reason(error)}); what ships with the course"
+        raise ConnectionError(f"{sentence}, TOY_FACES and TOY_MODEL, needs no network") from error
+
+
+def _seed(*numbers):
+    """One seed for PyTorch out of several whole numbers, say a seed and a step."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _own_order(loader, seed):
+    """A loader like `loader`, which stays as it is, and a function that sets the order of an epoch."""
+    names = "batch_size", "drop_last", "num_workers", "collate_fn"
+    sampler, seed = copy.copy(loader.sampler), loader.generator.initial_seed() if loader.generator else seed
+    sampler.generator, options = torch.Generator(), {name: getattr(loader, name) for name in names}
+    loader = torch.utils.data.DataLoader(loader.dataset, sampler=sampler, **options)
+    return loader, lambda epoch: sampler.generator.manual_seed(_seed(seed, epoch))

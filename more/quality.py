@@ -1,8 +1,8 @@
 """How good are the pictures? The numbers that lesson 07 builds, in its order.
 
-Lesson 07  ruler:      labelled_faces, FaceClassifier, train_classifier, load_classifier,
+Lesson 07  ruler:      labelled_faces, FaceClassifier, classifier_loss, train_classifier, load_classifier,
                        face_features, attributes
-           distances:  feature_pair, frechet_distance, kernel_distance, error_bar
+           distances:  feature_pair, frechet_distance, pixel_distance, kernel_distance, error_bar
            copies:     nearest
 
 Pictures are float32 tensors of shape (N, 3, S, S) with values in [0, 1], as everywhere in
@@ -16,14 +16,14 @@ the course. Features are float64 tensors of shape (N, D): D numbers for each pic
 
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
-from diffusion_utils import ROOT, TOY_FACES, cache_of, square_rgb
+from diffusion_utils import ROOT, TOY_FACES, Training, _load, square_rgb
 
 FACE_CLASSIFIER = ROOT / "pretrained" / "face_classifier"  # what train_classifier makes of the training faces
 
@@ -39,7 +39,7 @@ def labelled_faces(split="train", size=32):
     name in HEADS the class numbers (N,) of the same faces, in the same order. The column
     `smile`, a number from -1 to 1, becomes the classes 0 (down), 1 (straight) and 2 (up).
     """
-    rows = datasets.load_dataset(str(TOY_FACES), split=split, cache_dir=cache_of(TOY_FACES))
+    rows = _load(TOY_FACES, split, streaming=False)
     faces = np.stack([np.asarray(square_rgb(face, size)) for face in rows["image"]])
     labels = {name: torch.tensor(rows[name][:]) for name in HEADS}
     labels["smile"] = 1 + (labels["smile"] > 1 / 3).long() - (labels["smile"] < -1 / 3).long()
@@ -56,9 +56,17 @@ class FaceClassifier(nn.Module):
 
     def __init__(self, widths=(48, 96), features=64):
         super().__init__()
-        layers, channels = [nn.AdaptiveAvgPool2d(32), nn.BatchNorm2d(3, affine=False), nn.PixelUnshuffle(2)], 12
+        layers, channels = (
+            [nn.AdaptiveAvgPool2d(32), nn.BatchNorm2d(3, affine=False), nn.PixelUnshuffle(2)],
+            12,
+        )
         for width in widths:
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [
+                nn.Conv2d(channels, width, 3, padding=1),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
             channels = width
         pixels = (16 // 2 ** len(widths)) ** 2
         layers += [nn.Flatten(), nn.Linear(channels * pixels, features), nn.BatchNorm1d(features), nn.ReLU()]
@@ -70,27 +78,28 @@ class FaceClassifier(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
 
+def classifier_loss(classifier, batch):
+    """The sum of the cross-entropies of all heads; half of the batches are mirrored. Lesson 07.
+
+    `batch`: pictures (N, 3, S, S) in [0, 1], and class numbers (N, 10) in the order of HEADS.
+    """
+    images, labels = batch
+    scores = classifier(images.flip(3) if torch.rand(()) < 0.5 else images)
+    return sum(nn.functional.cross_entropy(scores[name], labels[:, i]) for i, name in enumerate(HEADS))
+
+
 def train_classifier(faces, labels, epochs=14, batch_size=64, seed=0):
     """Train a FaceClassifier on `faces` and `labels` as `labelled_faces` gives them. Lesson 07.
 
-    The loss is the sum of the cross-entropies of all heads; half of the batches are mirrored.
     Sets PyTorch's global seed. Returns the classifier in eval mode.
     """
     torch.manual_seed(seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    classifier = FaceClassifier().to(device)
-    steps = len(faces) // batch_size
-    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * steps)
-    for _ in tqdm(range(epochs), unit=" epochs"):
-        for batch in torch.randperm(len(faces))[: steps * batch_size].split(batch_size):
-            images = faces[batch].flip(3) if torch.rand(()) < 0.5 else faces[batch]
-            scores = classifier(images.to(device))
-            loss = sum(nn.functional.cross_entropy(scores[name], labels[name][batch].to(device)) for name in HEADS)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            rates.step()
+    classifier = FaceClassifier()
+    pictures = TensorDataset(faces, torch.stack([labels[name] for name in HEADS], dim=1))
+    loader = DataLoader(pictures, batch_size, shuffle=True, drop_last=True)
+    recipe = dict(epochs=epochs, lr=4e-3, weight_decay=0.01, warmup_steps=200, cosine_decay=True, seed=seed)
+    for _ in tqdm(Training(classifier, loader, loss=classifier_loss, ema_decay=0.9, **recipe), unit=" steps"):
+        pass
     return classifier.eval()
 
 
@@ -158,6 +167,22 @@ def frechet_distance(features, reference):
     root = vectors * values.clip(min=0).sqrt() @ vectors.T
     roots = torch.linalg.eigvalsh(root @ c2 @ root).clip(min=0).sqrt()
     return float((x.mean(0) - y.mean(0)).square().sum() + c1.trace() + c2.trace() - 2 * roots.sum())
+
+
+def pixel_distance(images, reference):
+    """How far `images` are from `reference`, both (N, 3, S, S) in [0, 1]; 0 is equal. Lesson 07.
+
+    The Fréchet distance of pictures averaged down to 16×16 and projected on the 64 main
+    directions of `reference`. It needs no classifier, and sees coarse shapes and colours.
+    Raises what `feature_pair` raises.
+    """
+    pixels = [
+        nn.functional.adaptive_avg_pool2d(torch.as_tensor(x).cpu(), 16).flatten(1)
+        for x in (images, reference)
+    ]
+    x, y = feature_pair(*pixels)
+    directions = torch.linalg.svd(y - y.mean(0), full_matrices=False).Vh[:64]
+    return frechet_distance(x @ directions.T, y @ directions.T)
 
 
 def kernel_distance(features, reference):
