@@ -1,55 +1,81 @@
-# make lab      start the course in JupyterLab
-# make test     run all tests, every lesson included
-# make test-oldest, make test-newest   the same with the oldest and the newest versions that requirements.txt
-#               allows, each in an environment of its own; with another Python: PYTHON=python3.10 make test-oldest
-# make lessons  run all lessons and keep what they print and plot
-# make faces    draw the data set and its sheets again
-# make images   draw the other pictures again, with the model that ships
-# make site     render README and lessons as web pages in site/
-# make address REPO=owner/name   change the public address in badges and cells
+# `make help` lists the targets. With another Python: PYTHON=python3.12 make lab
 
 PYTHON ?= python3
 BIN := .venv/bin
 # Two processes of one thread do more than one of two. A file stays whole, and the files in their order.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+COVERAGE := --cov=diffusion_utils --cov=more --cov-report=term-missing --cov-fail-under=95
 ROOT_USER := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab test test-oldest test-newest lessons faces images site address
+.PHONY: lab help test style format sync lessons tables faces images site address test-oldest test-newest
 
-lab: .venv/installed
+lab: .venv/for-lessons  ## start the course in JupyterLab
 	$(BIN)/jupyter lab $(ROOT_USER) notebooks/00_introduction.ipynb
+
+help:  ## list all targets
+	@awk -F ':.*## ' '/^[a-z-]+.*:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+test: style  ## run all tests, every lesson included
+	$(BIN)/python $(PYTEST) $(COVERAGE)
+
+style: .venv/for-tests  ## see whether all files are written in one style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/for-tests  ## write all files in that style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+sync: .venv/for-tests  ## copy the modules' definitions into the lessons that build them
+	$(BIN)/python tools/sync.py
+
+lessons: sync  ## run all lessons, and keep what they print and plot
+	$(BIN)/python tools/run_lessons.py
+	$(BIN)/python tools/tables.py
+
+tables: .venv/for-tests  ## write the tables in the README again
+	$(BIN)/python tools/tables.py
+
+faces: .venv/for-tests  ## draw the data set and its sheets again
+	$(BIN)/python data/draw_toy_faces.py
+	$(BIN)/python data/draw_toy_faces.py --sheet images/toy_faces.png
+
+images: .venv/for-tests  ## draw the other pictures again, with the models that ship
+	$(BIN)/python tools/make_images.py
+
+site: .venv/for-tests  ## render README and lessons as web pages in site/
+	$(BIN)/python tools/make_site.py
+
+address: .venv/for-tests  ## change the public address in badges and cells: make address REPO=owner/name
+	$(BIN)/python tools/address.py $(REPO)
+
+test-oldest: .venv-oldest/installed  ## run all tests with the oldest versions that the requirements allow
+	.venv-oldest/bin/python $(PYTEST)
+
+test-newest: .venv-newest/installed  ## run all tests with the newest versions
+	.venv-newest/bin/python $(PYTEST)
 
 test test-oldest test-newest: export OMP_NUM_THREADS := 1
 # Linux: keep freed memory for the next step of a training, in place of fetching it anew from the system.
 test test-oldest test-newest: export MALLOC_MMAP_MAX_ := 0
 test test-oldest test-newest: export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-test: .venv/installed
-	$(BIN)/python $(PYTEST) --cov=diffusion_utils --cov=long_training --cov=quality --cov-report=term-missing --cov-fail-under=95
+# The environments: .venv with what a reader needs, or with the tests' packages too ----------
 
-test-oldest test-newest: test-%:
-	$(PYTHON) -m venv .venv-$*
-	$(PYTHON) tools/oldest.py > .venv-$*/oldest.txt
-	.venv-$*/bin/python -m pip install --quiet --upgrade --requirement requirements.txt $(if $(filter oldest,$*),--constraint .venv-$*/oldest.txt)
-	.venv-$*/bin/python $(PYTEST)
-
-lessons: .venv/installed
-	$(BIN)/python tools/run_lessons.py
-
-faces: .venv/installed
-	$(BIN)/python data/draw_toy_faces.py
-	$(BIN)/python data/draw_toy_faces.py --sheet images/toy_faces.png
-
-images: .venv/installed
-	$(BIN)/python tools/make_images.py
-
-site: .venv/installed
-	$(BIN)/python tools/make_site.py
-
-address: .venv/installed
-	$(BIN)/python tools/address.py $(REPO)
-
-.venv/installed: requirements.txt constraints.txt
+.venv/for-lessons: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt
 	touch $@
+
+.venv/for-tests: .venv/for-lessons requirements-tests.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements-tests.txt --constraint constraints.txt
+	touch $@
+
+.PHONY: .venv-oldest/installed .venv-newest/installed # there may be newer ones since
+.venv-oldest/installed:
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) tools/oldest.py > .venv-oldest/oldest.txt
+	.venv-oldest/bin/python -m pip install --quiet --requirement requirements-tests.txt --constraint .venv-oldest/oldest.txt
+.venv-newest/installed:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --requirement requirements-tests.txt

@@ -66,8 +66,8 @@ def open_pictures(source, split="train", seed=0, streaming=True):
     """Open a data set of pictures, shuffled by `seed`. Nothing is decoded yet. Lesson 01.
 
     `source`: a folder in hub layout, a folder or zip file of pictures, or a hub id
-    ("owner/name"), or rows that `datasets` has opened. A folder is opened whole; a hub id is streamed, so that only what is read
-    is fetched, unless `streaming` is False or `split` cuts, as in "train[:80%]".
+    ("owner/name"), or a `datasets.Dataset`. A folder is opened whole; a hub id is streamed, so that
+    only what is read is fetched, unless `streaming` is False or `split` cuts, as in "train[:80%]".
 
     Returns `(rows, column)`: an iterable of dicts, and the name of the column that holds the
     pictures' files. Raises FileNotFoundError, ConnectionError or ValueError where there are no

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a fresh process for each measurement, its memory, and the table of results."""
+"""What the benchmarks share: fresh processes, their memory, the article's training loop, the table of results."""
 
 import datetime
 import importlib.metadata
@@ -16,10 +16,10 @@ sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "benchmarks" / "results.md"
 
 
-def fresh(function, *arguments):
+def fresh(function, *arguments, **options):
     """Call `function` in a new process and return what it returns."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+        return pool.apply(function, arguments, options)
 
 
 def memory(kind="VmHWM"):
@@ -34,12 +34,33 @@ def spread(values, digits=2):
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
+def articles_loop(diffusion, loader):
+    """The training loop of the original article, without an end; yields the loss after each step.
+
+    AdamW in float32, without warm-up, decay or an average of the weights.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    diffusion.to(device).train()
+    optimizer = torch.optim.AdamW(diffusion.parameters(), lr=2e-4, weight_decay=1e-4)
+    while True:
+        for images in loader:
+            noise, predicted_noise = diffusion(images.to(device))
+            loss = torch.nn.functional.l1_loss(predicted_noise, noise)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            yield loss.item()
+
+
 def machine():
     """This machine and the versions that matter, in one line."""
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores {names[0] if names else ''}"
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "datasets", "numpy"))
-    return f"{datetime.date.today()}; {device.strip()}; Python {platform.python_version()}, {versions}"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    processor = f"{os.cpu_count()} cores {names[0] if names else ''}".strip()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor
+    packages = ("torch", "transformers", "datasets", "numpy")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return f"{datetime.date.today()}; {device}; Python {platform.python_version()}, {versions}"
 
 
 def publish(title, columns, rows, note=""):
@@ -52,4 +73,6 @@ def publish(title, columns, rows, note=""):
     parts = RESULTS.read_text().split("\n## ")
     sections = {part.split("\n")[0]: part for part in parts[1:]}
     sections[title] = section[3:].rstrip() + "\n"
-    RESULTS.write_text("\n## ".join([parts[0].rstrip() + "\n", *(sections[name] for name in sorted(sections))]))
+    RESULTS.write_text(
+        "\n## ".join([parts[0].rstrip() + "\n", *(sections[name] for name in sorted(sections))])
+    )

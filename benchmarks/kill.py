@@ -1,6 +1,6 @@
-"""Kill each of 20 trainings three times at random moments, also while a checkpoint is written, and compare the ends.
+"""20 trainings, each killed three times at random moments, also while a checkpoint is written, against one left alone.
 
-    python benchmarks/kill.py              ten minutes on two CPU cores
+python benchmarks/kill.py              ten minutes on two CPU cores
 """
 
 import sys
@@ -12,11 +12,15 @@ sys.path.insert(0, str(ROOT / "tests"))
 TRAININGS = 20
 
 if __name__ == "__main__":
-    from test_checkpoints import kill_and_compare
+    from helpers import kill_and_compare
 
     with tempfile.TemporaryDirectory() as folder:
         results = [kill_and_compare(folder, times=3, seed=seed) for seed in range(1, TRAININGS + 1)]
     kills = [writing for _, killed in results for writing in killed]
     identical = sum(equal for equal, _ in results)
-    publish("Killed and carried on", ["kills", "of them while a checkpoint was written", "trainings that end with the same weights, bit for bit"],
-            [[len(kills), sum(kills), f"{identical} of {TRAININGS}"]])  # fmt: skip
+    columns = [
+        "kills",
+        "of them while a checkpoint was written",
+        "trainings that end with the same weights, bit for bit",
+    ]
+    publish("Killed and carried on", columns, [[len(kills), sum(kills), f"{identical} of {TRAININGS}"]])

@@ -12,23 +12,25 @@ Lesson 10  fast_accelerator, compiles, fingerprint, settings, checkpoints, remov
 
 import json
 import math
+import os
 import signal
+import tempfile
 import threading
 import time
-import uuid
 import warnings
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DataLoaderConfiguration, broadcast
-from safetensors.torch import save_model
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DataLoaderConfiguration, broadcast, gather_object
 from tqdm.auto import tqdm
 
-from diffusion_utils import _reason, _whole_number
+from diffusion_utils import _check, _reason, _whole_number
 
 MARK = "checkpoint.json"  # what it is, and of which step; written first, and removed last
 FILES = "config.json", "model.safetensors", "training.pt", MARK  # all that a checkpoint holds
@@ -45,9 +47,9 @@ def fast_accelerator(**options):
     bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     precision = "bf16" if bf16 else "fp16" if cuda else "no"
     share = DataLoaderConfiguration(split_batches=True)
-    return Accelerator(
-        **{"cpu": not cuda, "mixed_precision": precision, "dataloader_config": share, **options}
-    )
+    options = {"cpu": not cuda, "mixed_precision": precision, "dataloader_config": share, **options}
+    AcceleratorState._reset_state()  # else it keeps the precision of the first one in this process
+    return Accelerator(**options)
 
 
 def compiles(device):
@@ -60,10 +62,22 @@ def compiles(device):
 
 
 def fingerprint(pictures):
-    """A number that tells one data set from another, by 16 of its pictures. Lesson 10."""
-    some = [pictures[int(i)] for i in np.linspace(0, len(pictures) - 1, 16)]
-    parts = [part for item in some for part in (item if isinstance(item, tuple) else [item])]
-    return zlib.crc32(b"".join(np.asarray(part).tobytes() for part in parts))
+    """A number that tells one data set from another, by 16 of its items. Lesson 10.
+
+    An item may be a picture, or a tuple, list or dict of arrays, tensors and numbers.
+    """
+    with torch.random.fork_rng(devices=[]):  # a data set that turns its pictures at random
+        torch.manual_seed(0)
+        parts = [pictures[int(i)] for i in np.linspace(0, len(pictures) - 1, 16)]
+    checksum = 0
+    while parts:
+        part = parts.pop()
+        if isinstance(part, (tuple, list, dict)):
+            parts += part.values() if isinstance(part, dict) else part
+        else:
+            part = part.detach().cpu().float() if isinstance(part, torch.Tensor) else part
+            checksum = zlib.crc32(np.asarray(part).tobytes(), checksum)
+    return checksum
 
 
 def settings(training):
@@ -72,8 +86,8 @@ def settings(training):
     With a cosine that includes the number of epochs; without one, more may be asked for later.
     """
     config, loader, recipe = getattr(training.diffusion, "config", None), training.loader, training.recipe
-    names = ("image_size", "widths", "block_depth", "channels", "predicts") if config else ()
-    shape = {name: getattr(config, name) for name in names}
+    names = "image_size", "widths", "block_depth", "channels", "predicts"
+    shape = {name: getattr(config, name) for name in names if hasattr(config, name)}
     shape["parameters"] = sum(parameter.numel() for parameter in training.diffusion.parameters())
     pictures = {"pictures": len(loader.dataset), "fingerprint": fingerprint(loader.dataset)}
     pictures |= {"batch_size": loader.total_batch_size, "batches": len(loader)}
@@ -82,13 +96,16 @@ def settings(training):
 
 def checkpoints(folder):
     """The checkpoints in `folder`, oldest first. What only looks like one is not among them. Lesson 10."""
-    found = [path for path in sorted(Path(folder).glob("step-*")) if not path.is_symlink()]
-    steps = {
-        path: f"step-{json.loads((path / MARK).read_text())['step']:08}"
-        for path in found
-        if (path / MARK).is_file()
-    }
-    return [path for path in found if steps.get(path) == path.name]
+    found = sorted(Path(folder).glob("step-*"))
+    return [path for path in found if path.name == f"step-{_step(path):08}" and not path.is_symlink()]
+
+
+def _step(path):
+    """The step of the checkpoint that was written into the folder `path`; -1 where that holds none."""
+    try:
+        return int(json.loads((path / MARK).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
 
 
 def remove(checkpoint):
@@ -109,29 +126,29 @@ def save_checkpoint(training, folder, keep=2):
     It is written under another name and then renamed, so that what is called `step-...` is
     whole. Raises OSError when it cannot be written; what was there before stays.
     """
-    final, draft = (
-        Path(folder, f"step-{training.step:08}"),
-        Path(folder, f"unfinished-{uuid.uuid4().hex[:8]}"),
-    )
-    average = training.average.module
+    final = Path(folder, f"step-{training.step:08}")
+    draft, average = Path(folder, f"unfinished-{os.urandom(4).hex()}"), training.average.module
+    state = {name: part.state_dict() for name, part in _parts(training).items()}
+    state |= {"settings": settings(training), "history": training.history}
     try:
         draft.mkdir(parents=True)
-        (draft / MARK).write_text(json.dumps({"step": training.step}))
+        (draft / MARK).write_text(json.dumps({"step": training.step}), encoding="utf-8")
         if hasattr(average, "config"):
             average.config.save_pretrained(draft)
-        save_model(average, str(draft / "model.safetensors"), metadata={"format": "pt"})
-        state = {name: part.state_dict() for name, part in _parts(training).items()}
-        torch.save(
-            state | {"settings": settings(training), "history": training.history}, draft / "training.pt"
-        )
+        safetensors.torch.save_model(average, str(draft / "model.safetensors"), metadata={"format": "pt"})
+        torch.save(state, draft / "training.pt")
+        for path in draft.iterdir():  # have it all on the disk before it gets its name: a power cut may come
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
         if final in checkpoints(folder):
             remove(final)
         draft.replace(final)
-    except Exception as error:  # torch and safetensors have classes of their own for a full disk
-        if draft.exists():
-            remove(draft)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # what a full disk may lead to
         last = (checkpoints(folder) or [None])[-1]
         raise OSError(f"folder: cannot write {final}: {_reason(error)}. Last checkpoint: {last}") from error
+    finally:
+        if draft.exists():
+            remove(draft)
     for old in checkpoints(folder)[:-keep]:
         remove(old)
 
@@ -150,49 +167,61 @@ def load_checkpoint(training, folder):
     read, or when the training had other settings, and names them.
     """
     found, now = checkpoints(folder), settings(training)
-    old = [path for path in Path(folder).glob("step-" + 8 * "[0-9]") if (path / "raw").is_dir()]
-    if old:
-        raise ValueError(
-            f"folder: {folder} holds checkpoints of an earlier version of the course; take another folder"
-        )
+    shapes = [parameter.shape for parameter in training.diffusion.parameters()]
     for checkpoint in reversed(found):
         try:
             state = torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True)
-            then, history = state["settings"], state["history"]
+            then, history, memory = state["settings"], state["history"], state["optimizer"]["state"].items()
+            memory = [(value.shape, shapes[i]) for i, own in memory for value in own.values()]
         except Exception as error:  # a torn file makes torch, zip and pickle raise all kinds of errors
-            warnings.warn(
-                f"{checkpoint} cannot be read, taking the one before: {_reason(error)}", stacklevel=3
-            )
+            passed_over = f"{checkpoint} cannot be read, taking the one before: {_reason(error)}"
+            warnings.warn(passed_over, stacklevel=3)
             continue
-        other = [f"{name}={then.get(name)}, not {now[name]}" for name in now if then.get(name) != now[name]]
         step = len(history["loss"])
+        other = [f"{name}={then.get(name)}, not {now[name]}" for name in now if then.get(name) != now[name]]
         other += [f"{step} steps done, more than {len(training)}"] if step > len(training) else []
-        if other:
-            raise ValueError(
-                f"folder: {folder} holds another training: {'; '.join(other)}. Take another folder"
-            )
-        for name, part in _parts(training).items():
-            part.load_state_dict(state[name])
+        other += [] if all(kept in ((), shape) for kept, shape in memory) else ["weights of other shapes"]
+        _check(not other, f"folder: {folder} holds another training: {'; '.join(other)}. Take another folder")
+        for name in _parts(training).keys() & state.keys():  # another machine may need no scaler, or need one
+            _parts(training)[name].load_state_dict(state[name])
         training.average.n_averaged.fill_(step)
         training.step, training.history = step, history
         return
-    if found:
-        raise ValueError(f"folder: no checkpoint in {folder} can be read; take another folder")
+    _check(not found, f"folder: no checkpoint in {folder} can be read; take another folder")
+
+
+def _prepare(training, folder):
+    """Carry on, if there is something; and say now, not at the first checkpoint, what will not work."""
+    old = [path for path in Path(folder).glob("step-" + 8 * "[0-9]") if (path / "raw").is_dir()]
+    _check(not old, f"folder: {folder} is of an earlier version of the course; take another folder")
+    try:
+        if training.accelerator.is_main_process:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+            for draft in Path(folder).glob("unfinished-" + 8 * "[0-9a-f]"):  # of one that was killed
+                if _step(draft) >= 0 and not draft.is_symlink():
+                    remove(draft)
+    except OSError as error:
+        raise OSError(f"folder: cannot write into {folder}: {_reason(error)}") from error
+    load_checkpoint(training, folder)
+    steps = gather_object([training.step])
+    alone = f"folder: all hosts need to see the same one, but {folder} leads them to steps {steps}"
+    _check(len(set(steps)) == 1, alone)
 
 
 def look(training):
     """Fetch the losses from the device; returns the mean of the last 50. Lesson 10.
 
-    Raises FloatingPointError that names the step when one is not finite.
+    Raises FloatingPointError that names the step when one is not finite, or a weight is not.
     """
-    losses = training.history["loss"]
-    for step, loss in enumerate(losses):
-        losses[step] = float(loss)
-        if not math.isfinite(losses[step]):
-            rate = training.history["lr"][step]
-            raise FloatingPointError(
-                f"the loss is {losses[step]} at step {step}, with a learning rate of {rate:.2g}; try a lower lr"
-            )
+    losses, rates = training.history["loss"], training.history["lr"]
+    seen = next((i for i in range(len(losses), 0, -1) if isinstance(losses[i - 1], float)), 0)
+    for i in range(seen, len(losses)):
+        losses[i] = float(losses[i])
+        where = f"the loss is {losses[i]} at step {i + 1}, with a learning rate of {rates[i]:.2g}"
+        _check(math.isfinite(losses[i]), f"{where}; try a lower lr", FloatingPointError)
+    finite = all(weights.isfinite().all() for weights in training.diffusion.parameters())
+    _check(finite, f"weights are not finite after step {len(losses)}; try a lower lr", FloatingPointError)
     return float(np.mean(losses[-50:]))
 
 
@@ -225,10 +254,8 @@ def enough_memory(batch_size):
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise RuntimeError(
-            f"batch_size={batch_size} needs more memory than the GPU has; "
-            f"try batch_size={batch_size // 2} in get_loader"
-        ) from error
+        less = f"try batch_size={batch_size // 2} in get_loader"
+        raise RuntimeError(f"batch_size={batch_size} needs more memory than the GPU has; {less}") from error
 
 
 def progress(training):
@@ -238,9 +265,9 @@ def progress(training):
     return tqdm(total=total, initial=done, unit=" images", mininterval=1, disable=not main)
 
 
-def finish(training):
-    """Give the averaged weights to the model, the same in each process. Lesson 10."""
-    for buffer in training.average.module.buffers():
+def finish(training, together=True):
+    """Give the averaged weights to the model; `together`, all processes get the same. Lesson 10."""
+    for buffer in training.average.module.buffers() if together else ():
         broadcast(buffer)  # BatchNorm's statistics, from the first process to all
     training.finish()
     if training.step < len(training) and training.accelerator.is_main_process:
@@ -264,24 +291,22 @@ def carry_on(training, folder, every=1000):
     not fit into the GPU's memory.
     """
     every, main = _whole_number("every", every), training.accelerator.is_main_process
-    load_checkpoint(training, folder)
+    _prepare(training, folder)
     start = time.perf_counter() - training.history.get("seconds", 0)
-    size = training.loader.total_batch_size
+    size, left = training.loader.total_batch_size, False
     with progress(training) as bar, stop_button() as stop, enough_memory(size):
-        try:
-            for step in training:
-                bar.update(size)
+        for step in training:
+            bar.update(size)
+            try:
                 yield step
-                training.history["seconds"] = time.perf_counter() - start
-                last = stop.is_set() or step == len(training)
-                if last or step % every == 0 or step % 100 == 0:
-                    bar.set_postfix(step=step, loss=f"{look(training):.3f}", refresh=False)
-                if main and (last or step % every == 0):
-                    save_checkpoint(training, folder)
-                if last:
-                    break
-        except GeneratorExit:  # a break in the loop around this one
-            look(training)
-            if main:
+            except GeneratorExit:  # a break in the loop around this one, or an error
+                left = True
+            training.history["seconds"] = time.perf_counter() - start
+            last = left or stop.is_set() or step == len(training)
+            if last or step % every == 0 or step % 100 == 0:
+                bar.set_postfix(step=step, loss=f"{look(training):.3f}", refresh=False)
+            if main and (last or step % every == 0):
                 save_checkpoint(training, folder)
-    finish(training)
+            if last:
+                break
+    finish(training, together=not left)

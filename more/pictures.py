@@ -1,13 +1,16 @@
 """Your own pictures, in the order of lesson 09.
 
-Lesson 09  picture_files, look_through, Pictures, publish
+Lesson 09  hidden, all_files, openable, picture_files, look_through, Pictures, publish
 
     rows = picture_files("my photos")            whatever its files are called
-    for name, picture, reason in look_through(rows):
+    for path, picture, reason in look_through(rows):
         ...
     data = get_data(rows)
 """
 
+import os
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -18,47 +21,105 @@ from PIL import Image
 
 from diffusion_utils import _check, _read_picture, _reason, _whole_number, open_pictures
 
+# Endings that Pillow has a name for, but opens only with other programs, or that are films and tables.
+NOT_ALONE = {".eps", ".ps", ".wmf", ".emf", ".h5", ".hdf", ".grib", ".bufr", ".mpg", ".mpeg"}
+# Endings of pictures that Pillow may not open: they are counted, and what can be done is said.
+PHOTOS = {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
+          ".svg", ".eps", ".wmf", ".emf"}  # fmt: skip
+
+
+def hidden(name):
+    """Whether a file or folder of that name is the system's own: .thumbnails, ._photo.jpg, __MACOSX. Lesson 09."""
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
+
+
+def all_files(folder):
+    """Yield the path of each file in `folder` and the folders in it, hidden ones left out. Lesson 09.
+
+    Links are followed, and each folder is entered once, even when a link leads back into it. A
+    folder that may not be read is passed over with a warning.
+    """
+
+    def warn(error):
+        warnings.warn(f"folder: {Path(error.filename).name!r} is left out ({error.strerror})", stacklevel=4)
+
+    seen = set()
+    for here, folders, names in os.walk(os.path.abspath(folder), onerror=warn, followlinks=True):
+        place = os.path.realpath(here)
+        new = [] if place in seen else names
+        folders[:] = [] if place in seen else [name for name in folders if not hidden(name)]
+        seen.add(place)
+        yield from (Path(here, name) for name in new if not hidden(name))
+
+
+def openable():
+    """The endings of pictures that Pillow opens on its own, such as ".jpg". Lesson 09."""
+    return {
+        ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
+    } - NOT_ALONE
+
 
 def picture_files(folder):
     """All picture files in `folder` and the folders in it, sorted, as rows for `get_data`. Lesson 09.
 
-    Files are taken by their endings, those that Pillow opens; hidden ones are left out. Unlike
-    `datasets`, it guesses nothing from names. Raises ValueError that lists the endings which are
-    there when no file is a picture, FileNotFoundError when there is no such folder.
+    Files are taken by their endings, those of `openable`; hidden ones are left out. Unlike
+    `datasets`, it guesses nothing from names. Pictures that this Pillow cannot open (.heic,
+    .dng) are counted in one warning. Raises ValueError that counts the endings which are there
+    when no file is a picture, FileNotFoundError when there is no such folder.
     """
     _check(Path(folder).is_dir(), f"folder: there is no folder {str(folder)!r}", FileNotFoundError)
-    kinds = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    paths = [
-        path for path in sorted(Path(folder).rglob("*")) if path.is_file() and not path.name.startswith(".")
-    ]
-    files = [{"path": str(path), "bytes": None} for path in paths if path.suffix.lower() in kinds]
-    endings = sorted({path.suffix for path in paths})
-    _check(files, f"folder: no picture in {str(folder)!r}, only files that end in {endings}")
-    return datasets.Dataset.from_dict(
-        {"image": files}, datasets.Features({"image": datasets.Image(decode=False)})
+    paths = sorted(path for path in all_files(folder) if path.is_file() or path.is_symlink())
+    kinds, kind = openable(), datasets.Features({"image": datasets.Image(decode=False)})
+    files = [_file(path) for path in paths if path.suffix.lower() in kinds]
+    _tell_endings(folder, paths, found=len(files))
+    return datasets.Dataset.from_dict({"image": files}, kind)
+
+
+def _file(path):
+    """A row's picture. A name that is not UTF-8 does not fit into a table, so that file's bytes go there."""
+    name = str(path).encode(errors="replace").decode()
+    return {"path": name, "bytes": None if name == str(path) else path.read_bytes()}
+
+
+def _tell_endings(folder, paths, found):
+    """Warn of pictures that Pillow cannot open; ValueError when `found`, the number of others, is 0."""
+    endings = Counter(path.suffix.lower() or "without an ending" for path in paths)
+    there = ", ".join(f"{n} {ending}" for ending, n in endings.most_common(5)) or "no files at all"
+    closed = ", ".join(
+        f"{n} {ending}" for ending, n in sorted(endings.items()) if ending in PHOTOS - openable()
     )
+    advice = (
+        "save such photos as JPEG or PNG (for .heic, the package pillow-heif teaches Pillow to open them)"
+    )
+    nothing = f"folder: no file in {str(folder)!r} is a picture that Pillow opens; there are {there}"
+    _check(found, f"{nothing}; {advice}" if closed else nothing)
+    if closed:
+        warnings.warn(f"folder: Pillow cannot open, and leaves out, {closed}; {advice}", stacklevel=3)
 
 
 def look_through(source, size=64, split="train"):
-    """Yield `(name, picture, reason)` for each file of `source`, in no special order. Lesson 09.
+    """Yield `(path, picture, reason)` for each file of `source`, in no special order. Lesson 09.
 
     `picture` is a float32 array (3, size, size) in [0, 1], and `reason` empty; or `picture` is
-    None, and `reason` says why it cannot be read. Raises what `get_data` raises for a source.
+    None, and `reason` says why it cannot be read. `path` is as the rows have it, a file's own or a
+    mere name, and may be "". Raises what `get_data` raises for a source.
     """
     rows, column = open_pictures(source, split, streaming=False)
     for row in rows:
-        name = Path((row[column] or {}).get("path") or "without a name").name
+        file = row[column] or {"path": None, "bytes": None}  # a row without a picture
+        path = file["path"] or ""
         try:
-            yield name, _read_picture(row[column], size) / np.float32(255), ""
+            yield path, _read_picture(file, size) / np.float32(255), ""
         except ValueError as error:
-            yield name, None, str(error)
+            yield path, None, str(error).partition(" cannot be read (")[2][:-1]
 
 
 class Pictures(torch.utils.data.Dataset):
     """All pictures of `source`, each decoded when it is asked for: (3, size, size) in [0, 1]. Lesson 09.
 
     For more pictures than fit into memory. From a hub id they are downloaded first. Raises
-    what `get_data` raises for a source, and ValueError for a file that is not a picture.
+    what `get_data` raises for a source, and ValueError for a file that is not a picture: look
+    through them before a long training.
     """
 
     def __init__(self, source, *, split="train", size=64, seed=0):
@@ -76,12 +137,15 @@ def publish(diffusion, name, token=None, **options):
     """Publish a model on the hub as `name`, "owner/name"; `options` are those of `push_to_hub`. Lesson 09.
 
     The token is kept nowhere. Raises PermissionError without one (`huggingface_hub.login()` or
-    HF_TOKEN give one) and ConnectionError when the hub refuses or cannot be reached.
+    HF_TOKEN give one), ConnectionError when the hub refuses or cannot be reached, ValueError or
+    TypeError for a name or an option that cannot be.
     """
     known = token or huggingface_hub.get_token()
     _check(known, "token: there is none; call huggingface_hub.login() or set HF_TOKEN first", PermissionError)
     try:
         return diffusion.push_to_hub(name, token=token, **options)
+    except (TypeError, ValueError):  # a wrong option or name, which says so itself
+        raise
     except Exception as error:  # the hub's clients have no common class for what can go wrong
         raise ConnectionError(
             f"{name} was not published: {_reason(error)}. The model here is unchanged"

@@ -10,16 +10,21 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from helpers import good, gradient, loader, tiny
 from PIL import Image, ImageCms
-from test_data import gradient
-from test_model import tiny
 
-from diffusion_utils import TOY_FACES, Diffusion, DiffusionConfig, Pictures, generate, get_data, get_loader
-
-
-def good(folder, n=3, start=0):
-    for i in range(start, start + n):
-        gradient().save(folder / f"good_{i}.png")
+from diffusion_utils import (
+    TOY_FACES,
+    Diffusion,
+    DiffusionConfig,
+    Training,
+    generate,
+    get_data,
+    get_loader,
+    train,
+)
+from more.long_training import carry_on
+from more.pictures import Pictures
 
 
 def jpeg(**options):
@@ -214,10 +219,42 @@ SENTENCES = {
     "steps 2.5": (lambda t: generate(tiny(), steps=2.5), TypeError, "steps must be a whole number, not 2.5"),
     "n 0": (lambda t: generate(tiny(), n=0), ValueError, "n must be 1 or more, not 0"),
     "no model there": (lambda t: Diffusion.from_pretrained(t), OSError, "there is no model that can be loaded .*no file named"),
-    "torn safetensors": (lambda t: Diffusion.from_pretrained(torn(t)), ValueError, "cannot be read"),
-    "other widths": (lambda t: Diffusion.from_pretrained(other_widths(t)), ValueError, "do not fit"),
-    "a pickle that runs code": (lambda t: Diffusion.from_pretrained(pickled(t)), ValueError, "cannot be read"),
+    "torn safetensors": (lambda t: Diffusion.from_pretrained(torn(t)), ValueError, r"there is no model that can be loaded \(.+\)"),
+    "other widths": (lambda t: Diffusion.from_pretrained(other_widths(t)), ValueError, "weights do not fit config.json"),
+    "a pickle that runs code": (lambda t: Diffusion.from_pretrained(pickled(t)), ValueError, r"there is no model that can be loaded \(.+\)"),
+    "a misspelt option": (lambda t: Diffusion.from_pretrained(saved(t), devize="cpu"), ValueError, r"there is no model that can be loaded \(.*'devize'\)"),
+    "a config with another target": (lambda t: Diffusion.from_pretrained(target(t)), ValueError, r"there is no model that can be loaded \(predicts must be 'noise' or 'v', not 'fog'\)"),
+    "another target": (lambda t: DiffusionConfig(predicts="fog"), ValueError, "predicts must be 'noise' or 'v', not 'fog'"),
+    "a number that is no part of a recipe": (lambda t: recipe(sample_every=25), TypeError, r"a recipe has no \['sample_every'\], only \['epochs', 'lr', 'weight_decay', "),
+    "checkpoint_dir": (lambda t: train(tiny(), loader(), 1, checkpoint_dir=t), TypeError, r"a recipe has no \['checkpoint_dir'\]"),
+    "ema_decay 7": (lambda t: recipe(ema_decay=7), ValueError, "ema_decay below 1, not .*'ema_decay': 7"),
+    "ema_decay 1": (lambda t: recipe(ema_decay=1), ValueError, "ema_decay below 1, not .*'ema_decay': 1"),
+    "ema_decay NaN": (lambda t: recipe(ema_decay=np.nan), ValueError, "a recipe needs numbers of 0 or more"),
+    "a negative warm-up": (lambda t: recipe(warmup_steps=-5), ValueError, "a recipe needs numbers of 0 or more, .*'warmup_steps': -5"),
+    "lr NaN": (lambda t: recipe(lr=np.nan), ValueError, "a recipe needs numbers of 0 or more, .*'lr': nan"),
+    "lr -1": (lambda t: recipe(lr=-1), ValueError, "a recipe needs numbers of 0 or more, .*'lr': -1"),
+    "seed -1": (lambda t: recipe(seed=-1), ValueError, "a recipe needs numbers of 0 or more, .*'seed': -1"),
+    "epochs 0": (lambda t: recipe(epochs=0), ValueError, "epochs must be 1 or more, not 0"),
+    "epochs 2.5": (lambda t: recipe(epochs=2.5), TypeError, "epochs must be a whole number, not 2.5"),
+    "epochs 0, train": (lambda t: train(tiny(), loader(), epochs=0), ValueError, "epochs must be 1 or more, not 0"),
+    "a checkpoint every 0 steps": (lambda t: next(carry_on(recipe(), t, every=0)), ValueError, "every must be 1 or more, not 0"),
+    "a checkpoint every 2.5 steps": (lambda t: next(carry_on(recipe(), t, every=2.5)), TypeError, "every must be a whole number, not 2.5"),
 }  # fmt: skip
+
+
+def recipe(**numbers):
+    return Training(tiny(), loader(), **{"epochs": 1, **numbers})
+
+
+def saved(folder):
+    tiny().save_pretrained(folder)
+    return folder
+
+
+def target(folder):
+    config = saved(folder) / "config.json"
+    config.write_text(config.read_text().replace('"noise"', '"fog"'))
+    return folder
 
 
 def torn(folder):
@@ -251,7 +288,8 @@ def test_one_clear_sentence(tmp_path, monkeypatch, name):
     with pytest.raises(kind, match=sentence) as error:
         call(tmp_path)
     assert type(error.value) is kind and len(str(error.value).splitlines()) == 1
-    assert error.value.__cause__ is None and (error.value.__suppress_context__ or error.value.__context__ is None)  # no library's stack
+    cause, context = error.value.__cause__, error.value.__context__
+    assert context is cause  # what a library has raised is kept as the cause, and nothing else is in between
     assert not Path("pwned").exists()
 
 

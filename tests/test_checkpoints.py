@@ -1,26 +1,39 @@
-"""Lesson 04: a training that is stopped, killed or disturbed, and goes on."""
+"""Lesson 10: a training that is stopped, killed or disturbed, and goes on; train.py; several processes."""
 
+import io
+import json
 import math
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from test_model import tiny
-from test_training import loader
+from helpers import (
+    TORCHRUN,
+    TRAIN,
+    contents,
+    finished,
+    go_on,
+    good,
+    kill_and_compare,
+    loader,
+    names,
+    run,
+    same,
+    tiny,
+)
 
-import diffusion_utils
-import long_training
-from diffusion_utils import Diffusion, generate, train
+import train as command
+from diffusion_utils import GPU_RECIPE, TOY_MODEL, Diffusion, DiffusionConfig, Training, generate, l1_loss
+from more import long_training
+from more.long_training import carry_on, checkpoints, fast_accelerator, stop_button
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,35 +53,54 @@ def ctrl_c():
     signal.signal(signal.SIGINT, usual)
 
 
-def same(one, two):
-    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
-
-
-def go_on(folder, epochs=5, **options):
-    """A new model, as after a restart, trained with what `folder` holds."""
-    diffusion = tiny()
-    options = {"lr": 5e-3, "checkpoint_every": 1, "sample_every": 2, **options}
-    history = train(diffusion, loader(), epochs, checkpoint_dir=folder, **options)
-    return diffusion, history
-
-
 @pytest.fixture(scope="module")
 def uninterrupted():
-    return go_on(None)
+    """The plain loop, without any folder."""
+    training = Training(tiny(), loader(), epochs=5, lr=5e-3)
+    for _ in training:
+        pass
+    return training.diffusion, training.history
 
 
-def names(folder):
-    return sorted(path.name for path in Path(folder).iterdir())
+def fails(*arguments):
+    raise AssertionError("no step should be taken")
+
+
+def at_step(step, act):
+    """A loss that does something else in one step of a training; the first is 0."""
+    calls = []
+
+    def loss(diffusion, images):
+        calls.append(1)
+        value = l1_loss(diffusion, images)
+        return act(value) if len(calls) == step + 1 else value
+
+    return loss
+
+
+def press(value=None):
+    """Press Ctrl-C, or Jupyter's stop button."""
+    signal.raise_signal(signal.SIGINT)
+    return value
+
+
+# Stopped and gone on with ---------------------------------------------------------------
 
 
 def test_what_a_checkpoint_holds(tmp_path, uninterrupted):
     diffusion, history = go_on(tmp_path)
     assert names(tmp_path) == ["step-00000016", "step-00000020"]  # the last two
+    assert [path.name for path in checkpoints(tmp_path)] == names(tmp_path)
     last = tmp_path / "step-00000020"
-    assert same(Diffusion.from_pretrained(last), diffusion) and not same(Diffusion.from_pretrained(last / "raw"), diffusion)
+    assert names(last) == ["checkpoint.json", "config.json", "model.safetensors", "training.pt"]
     state = torch.load(last / "training.pt", weights_only=True)
+    assert same(Diffusion.from_pretrained(last), diffusion) and same(state["average"], diffusion)
+    assert not same(state["raw"], diffusion)
     assert state["history"]["loss"] == history["loss"] == uninterrupted[1]["loss"]
-    assert state["settings"]["lr"] == 5e-3 and len(state["history"]["samples"]) == 3
+    assert state["history"]["lr"] == history["lr"] and 0 < state["history"]["seconds"] <= history["seconds"]
+    recipe = GPU_RECIPE | {"lr": 5e-3, "epochs": "any"}
+    assert state["settings"].items() >= recipe.items() and state["settings"]["widths"] == [8, 16]
+    assert json.loads((last / "checkpoint.json").read_text()) == {"step": 20}
     assert same(diffusion, uninterrupted[0])
 
 
@@ -79,113 +111,222 @@ def test_more_epochs_carry_on_bit_for_bit(tmp_path, uninterrupted):
     assert history["loss"] == uninterrupted[1]["loss"] and history["lr"] == uninterrupted[1]["lr"]
 
 
-def test_a_finished_training_returns_at_once(tmp_path, monkeypatch):
-    finished, history = go_on(tmp_path)
-    monkeypatch.setattr(diffusion_utils, "training_step", None)  # would fail if called
-    again, history_again = go_on(tmp_path)
-    assert same(finished, again) and history_again["loss"] == history["loss"]
+@pytest.mark.parametrize("every, expected", [(3, [18, 20]), (7, [14, 20]), (1000, [20]), (1, [19, 20])])
+def test_every_so_many_steps(tmp_path, every, expected):
+    """In the middle of an epoch too, and at the end."""
+    go_on(tmp_path, every=every)
+    assert names(tmp_path) == [f"step-{step:08}" for step in expected]
+
+
+def test_a_finished_training_returns_at_once(tmp_path):
+    once, history = go_on(tmp_path)
+    before = contents(tmp_path)
+    again, history_again = go_on(tmp_path, loss=fails)  # would fail if called
+    assert same(once, again) and history_again["loss"] == history["loss"] and contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("step", [0, 3, 6, 7])
-def test_the_stop_button_saves_and_returns(tmp_path, monkeypatch, uninterrupted, capsys, step):
-    original, calls = diffusion_utils.training_step, []
-
-    def pressed(*arguments):
-        if len(calls) == step:
-            signal.raise_signal(signal.SIGINT)
-        calls.append(1)
-        return original(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(diffusion_utils, "training_step", pressed)
-        stopped, history = go_on(tmp_path)
-    assert len(history["loss"]) == step + 1 and f"Stopped after {step + 1} of 20 steps" in capsys.readouterr().out
+def test_the_stop_button_saves_and_returns(tmp_path, uninterrupted, capsys, step):
+    stopped, history = go_on(tmp_path, loss=at_step(step, press))
+    assert len(history["loss"]) == step + 1
+    assert f"Stopped after {step + 1} of 20 steps" in capsys.readouterr().out
     assert not stopped.unet.out.weight.isnan().any() and generate(stopped, n=1, steps=1).shape == (1, 3, 8, 8)
+    assert names(tmp_path)[-1] == f"step-{step + 1:08}"
+    assert same(stopped, Diffusion.from_pretrained(tmp_path / f"step-{step + 1:08}"))  # the averaged weights
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     diffusion, history = go_on(tmp_path)
     assert same(diffusion, uninterrupted[0]) and history["loss"] == uninterrupted[1]["loss"]
 
 
+@pytest.mark.parametrize("stop", [1, 6, 8, 19])
+def test_break_saves(tmp_path, uninterrupted, capsys, stop):
+    training = Training(tiny(), loader(), epochs=5, lr=5e-3)
+    for step in carry_on(training, tmp_path, every=4):
+        if step == stop:
+            break
+    assert names(tmp_path)[-1] == f"step-{stop:08}" and training.step == stop
+    assert f"Stopped after {stop} of 20 steps" in capsys.readouterr().out
+    assert same(training.diffusion, training.average.module)
+    assert [type(loss) for loss in training.history["loss"]] == [float] * stop
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    seen, again = [], Training(tiny(), loader(), epochs=5, lr=5e-3)
+    for step in carry_on(again, tmp_path, every=4):
+        seen.append(step)
+    assert seen == list(range(stop + 1, 21))
+    assert same(again.diffusion, uninterrupted[0]) and again.history["loss"] == uninterrupted[1]["loss"]
+
+
+def test_the_stop_button_in_the_body(tmp_path, uninterrupted):
+    """Pressed while the reader's own code runs: that code ends, the step after it is the last."""
+    training, seen = Training(tiny(), loader(), epochs=5, lr=5e-3), []
+    for step in carry_on(training, tmp_path):
+        if step == 5:
+            press()
+        seen.append(step)
+    assert seen[:5] == [1, 2, 3, 4, 5] and training.step == seen[-1] <= 6
+    assert names(tmp_path) == [f"step-{training.step:08}"]
+    assert same(go_on(tmp_path)[0], uninterrupted[0])
+
+
+def test_an_error_in_the_body(tmp_path, uninterrupted):
+    """It comes through as it is, and what was learned is not lost."""
+    training = Training(tiny(), loader(), epochs=5, lr=5e-3)
+    with pytest.raises(ZeroDivisionError):
+        for step in carry_on(training, tmp_path):
+            1 / (step - 3)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert names(tmp_path) in (["step-00000003"], [])
+    assert same(go_on(tmp_path)[0], uninterrupted[0])
+
+
 def test_a_second_press_interrupts():
-    with pytest.raises(KeyboardInterrupt), diffusion_utils.stop_button():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), stop_button():
+        press()
+        press()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_training_in_a_thread():
+def test_training_in_a_thread(tmp_path):
     histories = []
-    thread = threading.Thread(target=lambda: histories.append(go_on(None, epochs=1)[1]))
+    thread = threading.Thread(target=lambda: histories.append(go_on(tmp_path, epochs=1)[1]))
     thread.start()
     thread.join()
     assert len(histories[0]["loss"]) == 4
 
 
+def test_the_recipe_may_hold_numbers_of_numpy(tmp_path, uninterrupted):
+    numbers = dict(lr=np.float64(5e-3), seed=np.int64(0), ema_decay=np.float64(0.999), warmup_steps=np.int32(0))
+    go_on(tmp_path, epochs=np.int64(2), every=np.int64(4), **numbers)
+    diffusion, history = go_on(tmp_path, **numbers)
+    assert same(diffusion, uninterrupted[0]) and history["loss"] == uninterrupted[1]["loss"]
+
+
+def test_other_models_carry_on(tmp_path):
+    """A model without a config, and batches of several things."""
+
+    def training():
+        torch.manual_seed(0)
+        images = torch.as_tensor(loader().dataset)
+        pairs = torch.utils.data.TensorDataset(images, images.mean((1, 2, 3)))
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 1))
+
+        def loss(model, batch):
+            return torch.nn.functional.mse_loss(model(batch[0]).flatten(), batch[1])
+
+        return Training(model, torch.utils.data.DataLoader(pairs, 8, shuffle=True), loss=loss, epochs=3)
+
+    whole = training()
+    for _ in whole:
+        pass
+    for step in carry_on(training(), tmp_path):
+        if step == 5:
+            break
+    again = training()
+    assert list(carry_on(again, tmp_path)) == [6, 7, 8, 9, 10, 11, 12]
+    assert same(again.diffusion, whole.diffusion) and again.history["loss"] == whole.history["loss"]
+
+
+# What is refused ------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("options, message", [
     ({"lr": 1e-3}, r"lr=0.005, not 0.001"),
     ({"seed": 1, "ema_decay": 0.5}, r"ema_decay=0.999, not 0.5; seed=0, not 1"),
-    ({"cosine_decay": True}, r"cosine_decay=False, not 5"),
+    ({"cosine_decay": True}, r"cosine_decay=False, not True; epochs=any, not 5|epochs=any, not 5; .*cosine_decay=False, not True"),
+    ({"weight_decay": 0, "warmup_steps": 3}, r"weight_decay=0.0001, not 0.0; warmup_steps=0, not 3"),
     ({"epochs": 1}, r"8 steps done, more than 4"),
 ])  # fmt: skip
 def test_another_training_is_refused_by_name(tmp_path, options, message):
     go_on(tmp_path, epochs=2)
-    with pytest.raises(ValueError, match=message):
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=message) as error:
         go_on(tmp_path, **options)
+    assert len(str(error.value).splitlines()) == 1 and contents(tmp_path) == before
     assert names(tmp_path) == ["step-00000004", "step-00000008"]
 
 
+def test_a_cosine_is_bound_to_its_epochs(tmp_path):
+    go_on(tmp_path, epochs=2, cosine_decay=True)
+    assert len(go_on(tmp_path, epochs=2, cosine_decay=True, loss=fails)[1]["loss"]) == 8
+    with pytest.raises(ValueError, match="epochs=2, not 5"):
+        go_on(tmp_path, epochs=5, cosine_decay=True)
+
+
 def test_other_data_and_other_widths_are_refused(tmp_path):
+    def training(diffusion=None, batches=None):
+        return Training(diffusion or tiny(), batches or loader(), epochs=2, lr=5e-3)
+
     go_on(tmp_path, epochs=1)
     with pytest.raises(ValueError, match="pictures=32, not 40; fingerprint="):
-        train(tiny(), loader(count=40), 2, checkpoint_dir=tmp_path, lr=5e-3)
+        list(carry_on(training(batches=loader(count=40)), tmp_path))
     other = loader()
     other.dataset[0] += 0.01
     with pytest.raises(ValueError, match=r"another training: fingerprint="):
-        train(tiny(), other, 2, checkpoint_dir=tmp_path, lr=5e-3)
-    wider = Diffusion(diffusion_utils.DiffusionConfig(8, (16, 16), 1))
+        list(carry_on(training(batches=other), tmp_path))
+    with pytest.raises(ValueError, match=r"batch_size=8, not 16"):
+        list(carry_on(training(batches=loader(batch_size=16)), tmp_path))
+    wider = Diffusion(DiffusionConfig(8, (16, 16), 1))
     with pytest.raises(ValueError, match=r"widths=\[8, 16\], not \[16, 16\]"):
-        train(wider, loader(), 2, checkpoint_dir=tmp_path, lr=5e-3)
+        list(carry_on(training(wider), tmp_path))
+    with pytest.raises(ValueError, match="predicts=noise, not v"):
+        list(carry_on(training(tiny(predicts="v")), tmp_path))
 
 
-def test_resume_false_starts_over(tmp_path):
-    go_on(tmp_path, epochs=5)
-    _, history = go_on(tmp_path, epochs=1, seed=7, resume=False)
-    assert names(tmp_path) == ["step-00000004"] and len(history["loss"]) == 4
+def test_checkpoints_of_the_former_layout_are_refused(tmp_path):
+    """As the course wrote them: two models, and training.pt."""
+    for step in ("step-00000004", "step-00000008"):
+        tiny().save_pretrained(tmp_path / step)
+        tiny().save_pretrained(tmp_path / step / "raw")
+        torch.save({"settings": {}, "history": {"loss": [0.5] * 4}}, tmp_path / step / "training.pt")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="folder: .* holds checkpoints of an earlier version") as error:
+        go_on(tmp_path, loss=fails)
+    assert len(str(error.value).splitlines()) == 1 and contents(tmp_path) == before
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path, uninterrupted):
     go_on(tmp_path, epochs=3)
-    for torn in (tmp_path / "step-00000012" / "model.safetensors", tmp_path / "step-00000012" / "training.pt"):
-        torn.write_bytes(torn.read_bytes()[:100])
-        with pytest.warns(UserWarning, match="step-00000012 cannot be read, taking the one before"):
+    torn = tmp_path / "step-00000012" / "training.pt"
+    for content in (torn.read_bytes()[:100], torn.read_bytes()[:-1000], b"", None):
+        torn.unlink() if content is None else torn.write_bytes(content)
+        with pytest.warns(UserWarning, match="step-00000012 cannot be read, taking the one before") as warned:
             assert go_on(tmp_path, epochs=3)[1]["loss"] == uninterrupted[1]["loss"][:12]
-        go_on(tmp_path, epochs=3)
+        assert all("\n" not in str(warning.message) for warning in warned)
+        assert same(go_on(tmp_path, epochs=3, loss=fails)[0], Diffusion.from_pretrained(torn.parent))  # written anew
+    weights = tmp_path / "step-00000012" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])  # training.pt holds them too
+    assert go_on(tmp_path, epochs=3, loss=fails)[1]["loss"] == uninterrupted[1]["loss"][:12]
+    assert same(go_on(tmp_path)[0], uninterrupted[0])
     for torn in tmp_path.glob("*/training.pt"):
         torn.write_bytes(b"")
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no checkpoint in .* can be read; resume=False"):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no checkpoint in .* can be read; take another folder"):
         go_on(tmp_path)
 
 
-def test_a_loss_that_is_not_finite(tmp_path, monkeypatch):
-    original, calls = diffusion_utils.training_step, []
+@pytest.mark.parametrize("step, every", [(9, 4), (0, 4), (11, 4), (19, 1000)])
+def test_a_loss_that_is_not_finite(tmp_path, step, every):
+    poisoned = at_step(step, lambda loss: loss * math.nan)
+    with pytest.raises(FloatingPointError, match=rf"loss is nan at step {step}, with a learning rate of 0.005"):
+        go_on(tmp_path, every=every, loss=poisoned)
+    saved = [f"step-{done:08}" for done in range(every, step + 1, every)]
+    assert (names(tmp_path) if saved else list(tmp_path.iterdir())) == saved[-2:]  # nothing of it is kept
 
-    def poisoned(*arguments):
-        calls.append(1)
-        return original(*arguments) * (math.nan if len(calls) == 10 else 1)
 
-    monkeypatch.setattr(diffusion_utils, "training_step", poisoned)
-    with pytest.raises(FloatingPointError, match=r"loss is nan at step 9, with a learning rate of 0.005") as error:
-        go_on(tmp_path)
-    assert "step-00000008" in str(error.value)
-    assert names(tmp_path) == ["step-00000004", "step-00000008"]
+def test_a_loss_that_is_not_finite_is_seen_soon(tmp_path):
+    """Within 100 steps, also where checkpoints are rare."""
+    training = Training(tiny(), loader(), epochs=1000, loss=at_step(7, lambda loss: loss * math.inf))
+    with pytest.raises(FloatingPointError, match="loss is inf at step 7"):
+        for _ in carry_on(training, tmp_path, every=4000):
+            pass
+    assert training.step <= 100
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files there")
-@pytest.mark.parametrize("size", [100, 20_000, 45_000])  # stops in the config, the weights, training.pt
+@pytest.mark.parametrize("size", [10, 100, 20_000, 100_000])  # in the mark, config, weights, training.pt
 def test_a_full_disk(tmp_path, uninterrupted, size):
     program = f"""
 import resource
-from test_checkpoints import go_on
+from helpers import go_on
 resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
 try:
     go_on({str(tmp_path)!r})
@@ -193,91 +334,143 @@ except OSError as error:
     print(error)
 """
     go_on(tmp_path, epochs=2)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    before = contents(tmp_path)
     output = finished(run(program))
     assert re.search(r"cannot write .*step-00000012.* Last checkpoint: .*step-00000008", output), output
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
+    assert contents(tmp_path) == before and names(tmp_path) == ["step-00000004", "step-00000008"]
     assert same(go_on(tmp_path)[0], uninterrupted[0])
 
 
-def test_out_of_memory(monkeypatch):
-    def step(*arguments):
+def test_out_of_memory(tmp_path):
+    def loss(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate …")
 
-    monkeypatch.setattr(diffusion_utils, "training_step", step)
-    with pytest.raises(RuntimeError, match="batch_size=8 needs more memory than the GPU has; try batch_size=4"):
-        go_on(None)
+    sentence = "batch_size=8 needs more memory than the GPU has; try batch_size=4"
+    with pytest.raises(RuntimeError, match=sentence) as error:
+        go_on(tmp_path, loss=loss)
+    assert isinstance(error.value.__cause__, torch.OutOfMemoryError)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_one_figure_in_a_notebook(monkeypatch):
-    shown = []
+# Other things in the folder -------------------------------------------------------------
 
-    class Handle:
-        def update(self, figure):
-            shown.append(("again", len(figure.axes)))
 
-    monkeypatch.setattr(diffusion_utils, "get_ipython", lambda: object())
-    monkeypatch.setattr(diffusion_utils, "display", lambda figure, display_id: shown.append("new") or Handle())
-    go_on(None)
-    assert shown == ["new", ("again", 2), ("again", 2)]
+def strange_things(folder, elsewhere):
+    """What people keep beside and in their checkpoints; returns all of it, with what is in it."""
+    for name in ("unfinished-00000000", "unfinished-photos", "unfinished", "step-photos", "step-00000099", "photos"):
+        (folder / name).mkdir()
+        good(folder / name, 1)
+    (folder / "step-00000001.log").write_text("step 1")
+    (folder / "step-00000002").write_text("a file, no folder")
+    (folder / "notes.txt").write_text("do not touch")
+    elsewhere.mkdir()
+    good(elsewhere, 1)
+    if sys.platform != "win32":  # symbolic links need rights there
+        (folder / "step-00000777").symlink_to(elsewhere)
+        (folder / "unfinished-link").symlink_to(elsewhere)
+    return contents(folder) | contents(elsewhere)
+
+
+def test_strange_things_in_the_folder_stay(tmp_path, uninterrupted):
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    go_on(folder, epochs=1)
+    shutil.copytree(folder / "step-00000004", folder / "step-00000004-best")
+    shutil.copytree(folder / "step-00000004", folder / "step-best")
+    copies = contents(folder / "step-00000004-best") | contents(folder / "step-best")
+    good(folder / "step-00000004", 1)  # in a checkpoint that will be removed
+    kept = strange_things(folder, elsewhere)
+    kept = {path: content for path, content in kept.items() if path.parent.name != "step-00000004"} | copies
+    photo = {path: content for path, content in contents(folder).items() if path.name == "good_0.png"}
+
+    diffusion, history = go_on(folder)
+    assert same(diffusion, uninterrupted[0]) and history["loss"] == uninterrupted[1]["loss"]
+    after = contents(folder) | contents(elsewhere)
+    assert (kept | photo).items() <= after.items()
+    assert names(folder / "step-00000004") == ["good_0.png"]  # the checkpoint in it is gone
+    new = {path.parent.name for path in after.keys() - (kept | photo).keys()}
+    assert new == {"step-00000016", "step-00000020"} == {path.name for path in checkpoints(folder)}
+
+    again, _ = go_on(folder, loss=fails)
+    assert same(again, diffusion) and (contents(folder) | contents(elsewhere)) == after
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need rights there")
+def test_a_checkpoint_behind_a_link_stays(tmp_path, uninterrupted):
+    """A link is none of ours, whatever it leads to."""
+    go_on(tmp_path / "other", epochs=2)
+    (tmp_path / "folder").mkdir()
+    for path in checkpoints(tmp_path / "other"):
+        (tmp_path / "folder" / path.name).symlink_to(path)
+    (tmp_path / "folder" / "step-00000012").symlink_to(tmp_path / "other")
+    before = contents(tmp_path / "other")
+    assert checkpoints(tmp_path / "folder") == []
+    diffusion, _ = go_on(tmp_path / "folder", every=10)
+    assert same(diffusion, uninterrupted[0]) and contents(tmp_path / "other") == before
+    assert {"step-00000010", "step-00000020"} == {path.name for path in checkpoints(tmp_path / "folder")}
 
 
 # Precision and compiling ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bf16, compiled, expected", [
-    (True, True, ("bf16", "inductor")),
-    (False, True, ("fp16", "inductor")),  # a T4
-    (True, False, ("bf16", "no")),
-    (False, False, ("fp16", "no")),
-])  # fmt: skip
-def test_what_a_gpu_gets(monkeypatch, bf16, compiled, expected):
+@pytest.mark.parametrize("bf16, precision", [(True, "bf16"), (False, "fp16")])  # the second is a T4
+def test_what_a_gpu_gets(monkeypatch, bf16, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    monkeypatch.setattr(long_training, "PartialState", lambda: SimpleNamespace(device="cuda:1"))
-    monkeypatch.setattr(long_training, "compiles", lambda device: compiled and device == "cuda:1")  # its own GPU
     monkeypatch.setattr(long_training, "Accelerator", lambda **options: options)
-    options = diffusion_utils.fast_accelerator()
-    assert (options["mixed_precision"], options["dynamo_backend"], options["cpu"]) == (*expected, False)
+    options = fast_accelerator()
+    assert (options["mixed_precision"], options["cpu"]) == (precision, False)
+    assert options["dataloader_config"].split_batches
+    options = fast_accelerator(dynamo_backend="inductor", mixed_precision="no", cpu=True)  # ours go first
+    assert (options["mixed_precision"], options["dynamo_backend"], options["cpu"]) == ("no", "inductor", True)
 
 
-def run(program, *arguments, **variables):
-    """Run Python in a process of its own: Accelerate has one state a process."""
-    tests = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}", "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.Popen([sys.executable, *arguments, "-c", program] if program else [sys.executable, *arguments],
-                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+def test_a_cpu_computes_in_32_bits():
+    accelerator = fast_accelerator()
+    if not torch.cuda.is_available():
+        assert accelerator.mixed_precision == "no" and accelerator.device.type == "cpu"
+    assert accelerator.split_batches
 
 
-def finished(process):
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output[-3000:]
-    return output
+@pytest.mark.parametrize("cuda, works, backend", [(True, True, "inductor"), (True, False, "no"), (False, True, "no")])
+def test_train_py_compiles_where_it_can(monkeypatch, tmp_path, cuda, works, backend):
+    class Enough(Exception):
+        pass
+
+    def accelerator(**options):
+        assert options == {"dynamo_backend": backend}
+        raise Enough
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(command, "PartialState", lambda: SimpleNamespace(device="cuda:1"))
+    monkeypatch.setattr(command, "compiles", lambda device: works and device == "cuda:1")  # its own GPU
+    monkeypatch.setattr(command, "fast_accelerator", accelerator)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--output", str(tmp_path / "new"), *SMALL])
+    with pytest.raises(Enough):
+        command.main()
 
 
-def test_half_precision_and_compiling_on_a_cpu():
+def test_half_precision_and_compiling_on_a_cpu(tmp_path):
     """What a GPU gets, as far as a CPU can do it: bfloat16, and the network traced by dynamo."""
-    program = """
-import torch, diffusion_utils
+    program = f"""
+import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
-from test_model import tiny
-from test_training import loader
-diffusion_utils.fast_accelerator = lambda: Accelerator(cpu=True, mixed_precision="bf16", dynamo_backend="eager",
-                                                       dataloader_config=DataLoaderConfiguration(split_batches=True))
-seen = []
-original = diffusion_utils.training_step
-def step(model, *rest):
-    if not seen:
-        seen.append(type(model).__name__)
-        handle = diffusion.unet.out.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
-        with torch.no_grad(): model(torch.rand(8, 3, 8, 8))
-        handle.remove()
-    return original(model, *rest)
-diffusion_utils.training_step = step
-diffusion = tiny()
-history = diffusion_utils.train(diffusion, loader(), 30, lr=5e-3, sample_every=30)
-assert seen == ["OptimizedModule", torch.bfloat16], seen
+from helpers import go_on, loader, names, tiny
+from diffusion_utils import Training
+from more.long_training import carry_on, fast_accelerator
+folder = {str(tmp_path)!r}
+diffusion, seen = tiny(), []
+accelerator = fast_accelerator(mixed_precision="bf16", dynamo_backend="eager")
+training = Training(diffusion, loader(), accelerator=accelerator, epochs=30, lr=5e-3)
+handle = diffusion.unet.out.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+with torch.no_grad():
+    loss = training.game(torch.rand(8, 3, 8, 8))
+handle.remove()
+assert type(training.game).__name__ == "OptimizedModule" and loss.dtype == torch.float32
+assert seen == [torch.bfloat16], seen
+for _ in carry_on(training, folder, every=60):
+    pass
+history = training.history
+assert len(history["loss"]) == 120
 assert sum(history["loss"][-8:]) < 0.9 * sum(history["loss"][:8]), history["loss"]
 assert all(p.dtype == torch.float32 for p in diffusion.parameters())
 diffusion.eval()
@@ -286,6 +479,10 @@ assert diffusion(torch.rand(1, 3, 8, 8))[1].dtype == torch.float32
 print("done")
 """
     assert "done" in finished(run(program))
+    # with another precision, as on another machine, it goes on from there
+    diffusion, history = go_on(tmp_path, epochs=31)
+    assert len(history["loss"]) == 124 and sum(history["loss"][-4:]) < 0.9 * sum(history["loss"][:4])
+    assert all(parameter.dtype == torch.float32 for parameter in diffusion.parameters())
 
 
 @pytest.mark.parametrize("compiler", [
@@ -294,22 +491,12 @@ print("done")
         sys.platform != "linux" or not shutil.which("g++"), reason="there is no g++ for Linux here")),
 ])  # fmt: skip
 def test_compiling_is_tried_before_it_is_switched_on(tmp_path, compiler):
-    program = "import long_training; print(long_training.compiles('cpu'))"
+    program = "from more.long_training import compiles; print(compiles('cpu'))"
     output = finished(run(program, CXX=compiler, TORCHINDUCTOR_CACHE_DIR=str(tmp_path)))
     assert output.split()[-1] == str(compiler == "g++")
 
 
 # Killed ---------------------------------------------------------------------------------
-
-KILLED = """
-import sys, torch
-from test_checkpoints import go_on
-import diffusion_utils
-if sys.argv[1] != "none":
-    print("ready", flush=True)
-diffusion, history = go_on(sys.argv[2], epochs=40)
-torch.save((diffusion.state_dict(), history["loss"]), sys.argv[3])
-"""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no kill -9 there")
@@ -322,40 +509,45 @@ def test_killed_at_any_moment(tmp_path):
     assert equal and len(writing) == 4
 
 
-def kill_and_compare(folder, times, seed=0):
-    """Kill a training `times` times at random moments, then let it end.
+# The command line -----------------------------------------------------------------------
 
-    Returns whether it ended like one that nobody disturbed, to the bit, and for each kill
-    whether a checkpoint was being written.
-    """
-    folder, rng, writing = Path(folder), np.random.default_rng(seed), []
+SMALL = ["--size", "16", "--limit", "300", "--widths", "8", "16", "--block-depth", "1", "--batch-size", "32",
+         "--lr", "2e-3", "--checkpoint-every", "9"]  # fmt: skip
 
-    def arguments(name):
-        return ["-c", KILLED, "yes", str(folder / name), str(folder / f"{name}.pt")]
 
-    if not (folder / "whole.pt").exists():
-        finished(run(None, *arguments("whole")))
-    name = f"killed-{seed}"
-    while len(writing) < times:
-        process = run(None, *arguments(name))
-        assert process.stdout.readline() == "ready\n"
-        # a checkpoint takes about as long as an epoch here, so every other kill hits a writing
-        time.sleep(rng.uniform(0, 0.5))
-        process.kill()
-        process.communicate()
-        writing.append((folder / name / "unfinished").exists())
-    finished(run(None, *arguments(name)))
-    (one, losses), (two, other) = (torch.load(folder / f"{end}.pt") for end in ("whole", name))
-    return losses == other and all(torch.equal(one[key], two[key]) for key in one), writing
+def test_the_options_are_the_recipe():
+    options = command.parser.parse_args(["--output", "x"])
+    assert {name: getattr(options, name) for name in GPU_RECIPE} == GPU_RECIPE
+    given = "--output x --epochs 3 --lr 1e-3 --weight-decay 0.1 --ema-decay 0.9 --warmup-steps 7 --cosine-decay --seed 2"
+    options = command.parser.parse_args(given.split())
+    recipe = dict(epochs=3, lr=1e-3, weight_decay=0.1, ema_decay=0.9, warmup_steps=7, cosine_decay=True, seed=2)
+    assert {name: getattr(options, name) for name in GPU_RECIPE} == recipe and options.output == Path("x")
+    assert {name: type(getattr(options, name)) for name in GPU_RECIPE} == {n: type(v) for n, v in GPU_RECIPE.items()}
+    assert options.checkpoint_every == 1000 and options.batch_size == 64
+
+
+@pytest.mark.parametrize("kind", ["file", "photos", "model"])
+def test_an_output_with_other_things_is_refused(monkeypatch, tmp_path, capsys, kind):
+    """Before anything is loaded or trained; and it is left as it is."""
+    output = tmp_path / "output"
+    if kind == "file":
+        output.write_text("a file")
+    else:
+        output.mkdir()
+        good(output) if kind == "photos" else tiny().save_pretrained(output)
+    before = contents(tmp_path)
+    for name in ("get_data", "Training", "carry_on"):
+        monkeypatch.setattr(command, name, fails)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--output", str(output), *SMALL])
+    with pytest.raises(SystemExit) as error:
+        command.main()
+    assert error.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.endswith(f"--output: {output} is not a folder of this program; name a new one")
+    assert contents(tmp_path) == before and names(tmp_path) == ["output"]
 
 
 # Several processes ----------------------------------------------------------------------
-
-SMALL = ["--size", "16", "--limit", "300", "--widths", "8", "16", "--block-depth", "1", "--batch-size", "32",
-         "--lr", "2e-3", "--checkpoint-every", "1"]  # fmt: skip
-TRAIN = str(diffusion_utils.ROOT / "train.py")
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-
 
 def state_of(folder):
     return torch.load(sorted((folder / "checkpoints").glob("step-*"))[-1] / "training.pt", weights_only=True)
@@ -390,24 +582,28 @@ def test_the_processes_agree(tmp_path):
     """Same order as alone, each picture once an epoch, the same weights at the end."""
     program = tmp_path / "program.py"
     program.write_text("""
-import sys, torch, numpy as np, diffusion_utils
+import sys, torch, numpy as np
 from accelerate import PartialState
-from test_model import tiny
+from helpers import tiny
+from diffusion_utils import Training, get_loader, l1_loss
+from more.long_training import carry_on, fast_accelerator
 data = np.arange(32, dtype=np.float32)[:, None, None, None] / 32 * np.ones((1, 3, 8, 8), dtype=np.float32)
 seen = []
-original = diffusion_utils.training_step
-def step(model, images, *rest):
+def loss(diffusion, images):
     seen.append((images[:, 0, 0, 0] * 32).tolist())
-    return original(model, images, *rest)
-diffusion_utils.training_step = step
+    return l1_loss(diffusion, images)
 torch.manual_seed(0)
 diffusion = tiny()
-diffusion_utils.train(diffusion, diffusion_utils.get_loader(data, 8), 3, lr=5e-3)
-torch.save((seen, diffusion.state_dict()), f"{sys.argv[1]}/{PartialState().num_processes}-{PartialState().process_index}.pt")
+training = Training(diffusion, get_loader(data, 8), loss=loss, accelerator=fast_accelerator(), epochs=3, lr=5e-3)
+for _ in carry_on(training, f"{sys.argv[1]}/{PartialState().num_processes}"):
+    pass
+torch.save((seen, diffusion.state_dict(), training.history["loss"]),
+           f"{sys.argv[1]}/{PartialState().num_processes}-{PartialState().process_index}.pt")
 """)
     finished(run(None, str(program), str(tmp_path)))
     finished(run(None, *TORCHRUN, str(program), str(tmp_path)))
     alone, left, right = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     assert [a + b for a, b in zip(left[0], right[0], strict=True)] == alone[0]
     assert all(sorted(sum(alone[0][i : i + 4], [])) == list(range(32)) for i in (0, 4, 8))
-    assert all(torch.equal(left[1][name], right[1][name]) for name in left[1])
+    assert same(left[1], right[1]) and left[2] == right[2]
+    assert names(tmp_path / "2") == ["step-00000012"]

@@ -8,16 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
-import pytest
-from nbclient import NotebookClient
-from test_lessons import LESSONS, cells
-
-from diffusion_utils import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
 import address
 import colab
+import nbformat
+import pytest
+from lessons import LESSONS, ROOT
+from nbclient import NotebookClient
+from sync import FIRST_CELL
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +41,15 @@ def environment(tmp_path_factory):
 
 
 def test_the_first_cell_on_colab(environment, tmp_path):
-    """It is the same in all lessons. Here in an empty folder, twice, as after an impatient second click."""
-    (first,) = {cells(path, "code")[0].source for path in LESSONS}
-    program = f"{first}\n{first}\nfrom importlib.util import find_spec\nprint(find_spec('diffusion_utils').origin, os.getcwd(), sep='\\n')"
+    """In an empty folder, twice, as after an impatient second click."""
+    look = "from importlib.util import find_spec\nprint(find_spec('diffusion_utils').origin, os.getcwd(), sep='\\n')"
+    program = f"{FIRST_CELL}\n{FIRST_CELL}\n{look}"
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, **environment},
                             check=False, capture_output=True, text=True)  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
     module, folder = map(Path, result.stdout.splitlines()[-2:])
-    assert folder == tmp_path / "course" / "notebooks" and (folder / module).resolve() == tmp_path / "course" / "diffusion_utils.py"
+    course = tmp_path / "course"
+    assert folder == course / "notebooks" and (folder / module).resolve() == course / "diffusion_utils.py"
     assert [path.name for path in tmp_path.iterdir()] == ["course"]
 
 
@@ -65,8 +63,7 @@ def test_one_lesson_to_the_end(environment, tmp_path, monkeypatch):
 
 
 def test_elsewhere_the_cell_does_nothing(tmp_path):
-    first = cells(LESSONS[0], "code")[0].source
-    subprocess.run([sys.executable, "-c", first], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-c", FIRST_CELL], cwd=tmp_path, check=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -93,7 +90,8 @@ def test_torch_and_numpy_stay_as_they_are(monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
     colab.main()
     ((command, constraints),) = calls
-    assert [line for line in command if re.match(r"[a-z]+[<>=]", line)] == [line for line in command if line.startswith(("datasets", "transformers"))]
+    asked_for = [re.match(r"[a-z]+(?=>=)", word) for word in command]
+    assert [match[0] for match in asked_for if match] == ["datasets", "transformers"]
     assert constraints.split() == [f"torch=={real('torch')}", f"numpy=={real('numpy')}"]
 
 
@@ -103,27 +101,28 @@ def test_torch_and_numpy_stay_as_they_are(monkeypatch):
 def test_one_address_everywhere():
     settings = address.course()
     repository, version = settings["repository"], settings["version"]
+    assert f"https://github.com/{repository}" in FIRST_CELL and f"--branch={version}" in FIRST_CELL
+    colab_site = "https://colab.research.google.com"
     for path in LESSONS:
-        notebook = nbformat.read(path, as_version=4)
-        badge = f"https://colab.research.google.com/github/{repository}/blob/{version}/notebooks/{path.name}"
-        assert f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({badge})" in notebook.cells[0].source
-        first = cells(path, "code")[0].source
-        assert f"https://github.com/{repository}" in first and f"--branch={version}" in first
+        top = nbformat.read(path, as_version=4).cells[0].source
+        place = f"{colab_site}/github/{repository}/blob/{version}/notebooks/{path.name}"
+        assert f"[![Open in Colab]({colab_site}/assets/colab-badge.svg)]({place})" in top
 
 
 def test_make_address(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    for name in ("README.md", "pyproject.toml", "notebooks/00_introduction.ipynb"):
+    names = "README.md", "pyproject.toml", "tools/first_cell.py", "notebooks/00_introduction.ipynb"
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.setattr(address, "ROOT", tmp_path)
     monkeypatch.setattr(address, "PROJECT", tmp_path / "pyproject.toml")
     old = address.course()["repository"]
     address.rewrite("somebody/some.course")
     assert address.course()["repository"] == "somebody/some.course"
-    for path in [*tmp_path.glob("*.*"), *tmp_path.glob("notebooks/*")]:
-        text = path.read_text()
-        assert old not in text
-    nbformat.validate(nbformat.read(tmp_path / "notebooks" / "00_introduction.ipynb", as_version=4))
-    assert "github.com/somebody/some.course" in (tmp_path / "notebooks" / "00_introduction.ipynb").read_text()
+    for name in names:
+        assert old not in (tmp_path / name).read_text(encoding="utf-8")
+    for name in names[2:]:
+        assert "github.com/somebody/some.course" in (tmp_path / name).read_text(encoding="utf-8")
+    nbformat.validate(nbformat.read(tmp_path / names[-1], as_version=4))
     with pytest.raises(SystemExit, match="REPO: 'nonsense' is not of the form owner/name"):
         address.rewrite("nonsense")

@@ -6,18 +6,20 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from helpers import good, gradient
 from matplotlib import pyplot as plt
 from PIL import Image
 
 import diffusion_utils
-from diffusion_utils import TOY_FACES, get_data, get_loader, open_pictures, show, square_rgb, whole_number
-
-
-def gradient(width=64, height=64):
-    """A picture in which every pixel is different: red grows to the right, green downwards."""
-    y, x = np.mgrid[:height, :width]
-    pixels = np.stack([x * 255 // (width - 1), y * 255 // (height - 1), 0 * x + 128], axis=-1)
-    return Image.fromarray(pixels.astype(np.uint8))
+from diffusion_utils import (
+    TOY_FACES,
+    _whole_number,
+    get_data,
+    get_loader,
+    open_pictures,
+    show,
+    square_rgb,
+)
 
 
 def test_get_data_defaults():
@@ -91,7 +93,7 @@ def test_a_hub_id_is_streamed(monkeypatch):
         return datasets.Dataset.from_dict(rows, features=kinds).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(diffusion_utils, "ask_hub", lambda name: None)
+    monkeypatch.setattr(diffusion_utils, "_ask_hub", lambda name: None)
     assert get_data("somebody/faces", limit=2, size=8).shape == (2, 3, 8, 8)
     assert asked == {"path": "somebody/faces", "split": "train", "streaming": True}
 
@@ -128,10 +130,10 @@ def test_cropped_not_squashed():
                                           (True, TypeError), (None, TypeError)])  # fmt: skip
 def test_whole_number(value, error):
     with pytest.raises(error, match="size must be"):
-        whole_number("size", value)
+        _whole_number("size", value)
     with pytest.raises(error, match="limit must be"):
         get_data(limit=value)
-    assert whole_number("size", np.int64(3)) == 3
+    assert _whole_number("size", np.int64(3)) == 3
 
 
 def test_get_data_says_what_is_missing(tmp_path):

@@ -1,49 +1,50 @@
 """All lessons: as files, and against the modules.
 
-nbval runs each lesson as a reader would, and conftest.py then moves its sliders and solves its
+nbval runs each lesson as a reader would, and after_lesson.py then moves its sliders and solves its
 exercises; the tests here look at what neither can see.
 """
 
 import ast
-import importlib
 import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+import make_images
 import nbformat
 import pytest
+import sync
+from lessons import CORE, LESSONS, MODULES, ROOT, cells
 from PIL import Image, ImageChops
 
-import diffusion_utils
-from diffusion_utils import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
-import make_images  # noqa: E402
-
-LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in LESSONS]
-MODULE = Path(diffusion_utils.__file__)
-MODULES = [path for path in sorted(ROOT.glob("*.py")) if path.stem not in ("train", "conftest")]
 lesson = pytest.mark.parametrize("path", LESSONS, ids=NAMES)
+module = pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
 
 
-def cells(path, kind):
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+def code_lines(path):
+    """The lines of a lesson's code cells, one list for each cell."""
+    return [cell.source.splitlines() for cell in cells(path, "code")]
+
+
+def prose(path):
+    return "\n".join(cell.source for cell in cells(path, "markdown"))
 
 
 def test_the_lessons_are_there():
     assert [name[:2] for name in NAMES] == [f"{i:02}" for i in range(len(NAMES))] and len(NAMES) >= 6
 
 
-def test_the_module_is_found():
-    """All lessons begin with the same cell; after it the import works from both folders."""
-    (first,) = {cells(path, "code")[0].source for path in LESSONS}
+def test_the_modules_are_found():
+    """All lessons begin with the same cell; after it the imports work from both folders."""
+    assert {cells(path, "code")[0].source for path in LESSONS} == {sync.FIRST_CELL}, "run make sync"
+    names = [path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in MODULES]
+    look = "from importlib.util import find_spec\nprint(*(find_spec(n).origin for n in {}), sep='\\n')"
+    program = f"{sync.FIRST_CELL}\n{look.format(names)}"
     for folder in (ROOT, ROOT / "notebooks"):
-        program = f"{first}\nfrom importlib.util import find_spec\nprint(find_spec('diffusion_utils').origin)"
         result = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
-        assert Path(result.stdout.strip()).resolve() == MODULE.resolve(), result.stderr
+        found = [(folder / line).resolve() for line in result.stdout.splitlines()]
+        assert found == MODULES, result.stderr
 
 
 # As files -------------------------------------------------------------------------------
@@ -57,7 +58,8 @@ def test_valid_and_small(path):
 
 @lesson
 def test_executed_from_top_to_bottom(path):
-    assert [cell.execution_count for cell in cells(path, "code")] == list(range(1, len(cells(path, "code")) + 1))
+    counts = [cell.execution_count for cell in cells(path, "code")]
+    assert counts == list(range(1, len(counts) + 1))
 
 
 @lesson
@@ -73,9 +75,16 @@ def test_outputs(path):
 
 @lesson
 def test_short_cells(path):
-    lengths = [len([line for line in cell.source.splitlines() if line.strip()]) for cell in cells(path, "code")]
+    lengths = [sum(bool(line.strip()) for line in lines) for lines in code_lines(path)]
     assert max(lengths) <= 30
     assert sum(lengths) / len(lengths) <= 9
+
+
+def test_short_lessons():
+    """The two that grow whenever nobody looks: getting the data, and the training."""
+    one, four = (sum(map(len, code_lines(LESSONS[number]))) for number in (1, 4))
+    assert one <= 190 and four <= 260
+    assert len(prose(LESSONS[4]).split()) <= 1800
 
 
 @lesson
@@ -87,7 +96,7 @@ def test_widgets_can_be_shown(path):
 
 @lesson
 def test_shape_of_a_lesson(path):
-    text = "\n".join(cell.source for cell in cells(path, "markdown"))
+    text = prose(path)
     for heading in ("**What you'll do:**", "**What you'll learn**", "**What you'll need:**", "**Time:**",
                     "## On your own", "## Where to read on"):  # fmt: skip
         assert heading in text, heading
@@ -100,7 +109,7 @@ def test_shape_of_a_lesson(path):
 
 @lesson
 def test_links_between_lessons(path):
-    text = "\n".join(cell.source for cell in cells(path, "markdown"))
+    text = prose(path)
     for target in re.findall(r"\]\((?!https:)([^)#]+\.ipynb)\)", text):
         assert (path.parent / target).exists(), target
     order = NAMES.index(path.stem)
@@ -110,58 +119,59 @@ def test_links_between_lessons(path):
 
 @lesson
 def test_picture_in_the_readme(path):
-    picture = Image.open(ROOT / "images" / f"{path.stem}.png")
-    assert ImageChops.difference(picture.convert("RGB"), make_images.cover(path)).getbbox() is None, "run make images"
+    picture = Image.open(ROOT / "images" / f"{path.stem}.png").convert("RGB")
+    assert ImageChops.difference(picture, make_images.cover(path)).getbbox() is None, "run make images"
     assert f"images/{path.stem}.png" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-# Against the module ---------------------------------------------------------------------
+# Against the modules --------------------------------------------------------------------
 
 
-def definitions(source):
-    """Public functions and classes of some source, by name, as syntax trees without docstrings."""
+def definitions(module):
+    """The public definitions of a module in their order: {name: number of the lesson that it names}."""
+    return {name: sync.number(node) for name, (node, *_) in sync.public(module.read_text("utf-8")).items()}
+
+
+def defined_in():
+    """Where each function and class is defined at top level: {name: [number of a lesson, ...]}."""
     found = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            for inner in ast.walk(node):
-                body = getattr(inner, "body", None)
-                if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                    if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-                        del body[0]
-            found[node.name] = ast.dump(node)
+    for path in LESSONS:
+        for name in [name for cell in cells(path, "code") for name in sync.public(cell.source)]:
+            found.setdefault(name, []).append(path.stem[:2])
     return found
 
 
-def code(path):
-    return "\n".join(cell.source for cell in cells(path, "code"))
+def test_cells_equal_their_modules():
+    assert sync.main(check=True) == [], "run make sync"
 
 
-@pytest.mark.parametrize("module, name", [(path, name) for path in MODULES for name in definitions(path.read_text())])
-def test_each_definition_belongs_to_one_lesson(module, name):
-    taught = [path.stem for path in LESSONS if name in definitions(code(path))]
-    assert len(taught) == 1, f"{name} is defined in {taught}"
-    in_lesson = definitions(code(ROOT / "notebooks" / f"{taught[0]}.ipynb"))[name]
-    assert in_lesson == definitions(module.read_text())[name], f"{name} differs between {taught[0]} and {module.name}"
-    docstring = getattr(importlib.import_module(module.stem), name).__doc__ or ""
-    assert f"Lesson {taught[0][:2]}" in docstring, f"the docstring of {name} does not name its lesson"
+@module
+def test_each_definition_is_built_in_one_lesson(module):
+    """Which is the one that its docstring names, and no other has a thing of that name."""
+    built = defined_in()
+    for name, number in definitions(module).items():
+        assert built.get(name) == [number], f"{name} is built in {built.get(name)}, not once in {number}"
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+@module
 def test_a_module_follows_the_lessons(module):
-    loaded, names = importlib.import_module(module.stem), list(definitions(module.read_text()))
-    owners = [re.search(r"Lesson (\d\d)", getattr(loaded, name).__doc__)[1] for name in names]
-    assert owners == sorted(owners)
-    assert all(name in loaded.__doc__ for name in names)
+    """The core those from 01 to 05, each other module a lesson of its own; all are in its docstring."""
+    names, about = definitions(module), ast.get_docstring(ast.parse(module.read_text("utf-8")))
+    numbers = list(names.values())
+    assert numbers == sorted(numbers)
+    assert set(numbers) == ({"01", "02", "03", "04", "05"} if module == CORE else {numbers[0]})
+    assert all(re.search(rf"\b{name}\b", about) for name in names)
+    assert all(f"Lesson {number}" in about for number in numbers)
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
-def test_a_module_is_small(module):
-    """At most 400 lines of code, without docstrings, comments and blanks."""
-    tree = ast.parse(module.read_text())
-    docstrings = set()
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
-            docstrings.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    lines = [line for i, line in enumerate(module.read_text().splitlines(), 1)
-             if i not in docstrings and line.strip() and not line.strip().startswith("#")]  # fmt: skip
-    assert len(lines) <= 400
+def test_later_modules_have_later_lessons_of_their_own():
+    own = [next(iter(definitions(module).values())) for module in MODULES if module != CORE]
+    assert len(set(own)) == len(own) and min(own) > "05"
+
+
+def test_no_loop_is_written_again():
+    """Lesson 03 looks at gradients and lesson 04 builds the training; all others use its loop."""
+    for path in LESSONS:
+        if path.stem[:2] not in ("03", "04"):
+            text = "\n".join(cell.source for cell in cells(path, "code"))
+            assert not re.search(r"\.backward\(|optimizer\.step\(|torch\.optim\.", text), path.stem

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import loader, same, tiny
 from safetensors.torch import load_file, save_file
 
 from diffusion_utils import (
@@ -22,16 +23,15 @@ from diffusion_utils import (
     UNet,
     generate,
     get_data,
-    pixel_distance,
+    mix,
+    predict,
     schedule,
+    starting_noise,
+    train,
 )
+from more.quality import pixel_distance
 
 ARTICLE = json.loads((Path(__file__).parent / "article_reference.json").read_text())
-
-
-def tiny(**options):
-    torch.manual_seed(0)
-    return Diffusion(DiffusionConfig(**{"image_size": 8, "widths": (8, 16), "block_depth": 1, **options}))
 
 
 def article_model():
@@ -53,6 +53,16 @@ def test_schedule():
     assert torch.allclose(noise_rate**2 + signal_rate**2, torch.ones(1001, dtype=torch.float64))
     assert (signal_rate.diff() < 0).all()
     assert schedule(0.5)[0].shape == () and schedule(torch.zeros(2, 1, 1, 1))[1].shape == (2, 1, 1, 1)
+
+
+def test_mix():
+    image, noise = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    time = torch.tensor([0.0, 0.3, 0.8, 1.0]).reshape(4, 1, 1, 1)
+    noise_rate, signal_rate = schedule(time)
+    assert torch.equal(mix(image, noise, time), image * signal_rate + noise * noise_rate)
+    assert torch.equal(mix(image, noise, 0.3)[1], mix(image, noise, time)[1])  # a number: the same for all
+    assert torch.equal(mix(image, 0 * noise, 0.0), schedule(0.0)[1] * image)
+    assert mix(*torch.randn(2, 10_000, 1, 1, 1), 0.6).std().item() == pytest.approx(1, abs=0.03)
 
 
 def test_combine():
@@ -82,6 +92,89 @@ def test_unet_shapes(widths, depth, size):
     assert unet(torch.rand(2, 2 * widths[0], size, size)).shape == (2, 3, size, size)
     blocks = [layer for part in (unet.down, unet.middle, unet.up) for layer in part if isinstance(layer, Residual)]
     assert len(blocks) == depth * (2 * len(widths) - 1)
+
+
+def test_four_channels():
+    """Network, noise and sampling take any number of channels; the article's three are the default."""
+    combine, unet = Combine(channels=8, colors=4), UNet((8, 16), 1, colors=4)
+    assert combine(torch.rand(2, 4, 8, 8), torch.rand(2, 1, 1, 1)).shape == (2, 16, 8, 8)
+    assert unet(torch.rand(2, 16, 8, 8)).shape == (2, 4, 8, 8)
+    diffusion = tiny(channels=4)
+    noise, predicted_noise = diffusion(torch.rand(5, 4, 8, 8))
+    assert noise.shape == predicted_noise.shape == (5, 4, 8, 8)
+    assert diffusion.norm.running_mean.shape == (4,)
+    assert starting_noise(diffusion, 2, seed=0).shape == starting_noise(diffusion, 2).shape == (2, 4, 8, 8)
+    drawn = []
+    pictures = generate(diffusion, n=2, steps=3, seed=0, on_step=lambda *step: drawn.append(step))
+    assert pictures.shape == (2, 4, 8, 8) and all(image.shape == (2, 4, 8, 8) for _, _, image in drawn)
+
+
+def test_four_channels_are_saved(tmp_path):
+    diffusion = tiny(channels=4)
+    diffusion.save_pretrained(tmp_path)
+    again = Diffusion.from_pretrained(tmp_path)
+    assert again.config.channels == 4 and same(diffusion, again)
+
+
+@pytest.mark.parametrize("predicts", ["noise", "v"])
+def test_answer(predicts):
+    """The network alone: nothing random, and what forward plays its game with."""
+    diffusion = tiny(predicts=predicts).eval()
+    noisy, time = torch.randn(3, 3, 8, 8), torch.tensor([0.1, 0.5, 1.0]).reshape(3, 1, 1, 1)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        answer = diffusion.answer(noisy, time)
+        noise_rate, signal_rate = schedule(time)
+        output = diffusion.unet(diffusion.combine(noisy, noise_rate**2))
+    assert torch.equal(state, torch.get_rng_state()) and answer.shape == noisy.shape
+    assert torch.equal(answer, output) if predicts == "noise" else not torch.equal(answer, output)
+    if predicts == "v":
+        assert torch.allclose(answer, noise_rate * noisy + signal_rate * output)
+
+    images = torch.rand(3, 3, 8, 8)
+    torch.manual_seed(6)
+    noise, predicted_noise = diffusion(images)
+    torch.manual_seed(6)
+    assert torch.equal(noise, torch.randn(3, 3, 8, 8))
+    time = torch.rand(3, 1, 1, 1)
+    assert torch.equal(predicted_noise, diffusion.answer(mix(diffusion.norm(images), noise, time), time))
+
+
+def test_v_is_what_the_paper_says():
+    """A network that answers with the true v leads to the true noise and the true picture."""
+    diffusion = tiny(predicts="v").eval()
+    image, noise = torch.randn(2, 4, 3, 8, 8)
+    time = torch.tensor([0.0, 0.4, 0.7, 0.95]).reshape(4, 1, 1, 1)
+    noise_rate, signal_rate = schedule(time)
+    v = signal_rate * noise - noise_rate * image
+    diffusion.unet.forward = lambda x: v
+    predicted_noise, predicted_image = predict(diffusion, mix(image, noise, time), time)
+    assert torch.allclose(predicted_noise, noise, atol=1e-5)
+    assert torch.allclose(predicted_image, image, atol=1e-4)
+
+
+def test_a_model_that_predicts_v(tmp_path):
+    """It trains, is saved as what it is, and draws."""
+    diffusion = tiny(predicts="v")
+    loss = train(diffusion, loader(), 40, lr=5e-3, ema_decay=0.9)["loss"]
+    assert sum(loss[-20:]) < 0.8 * sum(loss[:20])
+    diffusion.save_pretrained(tmp_path)
+    again = Diffusion.from_pretrained(tmp_path)
+    assert again.config.predicts == "v" and same(diffusion, again)
+    assert torch.equal(generate(diffusion, n=2, steps=5, seed=0), generate(again, n=2, steps=5, seed=0))
+    assert not torch.equal(generate(again, n=2, steps=5, seed=0), generate(as_noise(again), n=2, steps=5, seed=0))
+
+
+def as_noise(diffusion):
+    other = tiny()
+    other.load_state_dict(diffusion.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("predicts", ["image", "V", None, 3])
+def test_unknown_targets_are_refused(predicts):
+    with pytest.raises(ValueError, match=f"predicts must be 'noise' or 'v', not {predicts!r}"):
+        DiffusionConfig(predicts=predicts)
 
 
 def test_names_and_shapes_of_the_article():
@@ -121,7 +214,7 @@ def test_round_trip(tmp_path):
     diffusion.save_pretrained(tmp_path)
     again = Diffusion.from_pretrained(tmp_path)
     assert again.config.widths == [8, 16] and again.config.image_size == 8 and not again.training
-    assert all(torch.equal(a, b) for a, b in zip(diffusion.state_dict().values(), again.state_dict().values()))
+    assert same(diffusion, again)
     assert torch.equal(generate(diffusion, seed=0), generate(again, seed=0))
     with_info, info = Diffusion.from_pretrained(tmp_path, output_loading_info=True)
     assert isinstance(with_info, Diffusion) and not info["missing_keys"]
@@ -134,7 +227,21 @@ def test_an_article_checkpoint_loads(tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["Diffusion"], "transformers_version": "4.26.0"}')
     again, info = Diffusion.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert all(torch.equal(a, b) for a, b in zip(diffusion.state_dict().values(), again.state_dict().values()))
+    assert same(diffusion, again)
+    assert again.config.channels == 3 and again.config.predicts == "noise"
+
+
+def test_a_config_without_the_new_numbers_loads(tmp_path):
+    """As the course wrote it before a model could have other channels and other targets."""
+    diffusion = tiny()
+    diffusion.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("channels", "predicts"):
+        del config[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again = Diffusion.from_pretrained(tmp_path)
+    assert again.config.channels == 3 and again.config.predicts == "noise" and same(diffusion, again)
+    assert torch.equal(generate(diffusion, seed=0), generate(again, seed=0))
 
 
 def test_missing_weights_are_refused_by_name(tmp_path):

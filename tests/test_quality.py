@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffusion_utils import TOY_FACES, get_data
-from quality import (
+from more.quality import (
     FACE_CLASSIFIER,
     HEADS,
     FaceClassifier,
@@ -22,8 +22,9 @@ from quality import (
     labelled_faces,
     load_classifier,
     nearest,
+    pixel_distance,
     train_classifier,
-)  # fmt: skip
+)
 
 
 def normal(n, d, seed, scale=1.0, shift=0.0):
@@ -237,6 +238,30 @@ def test_error_bar_predicts_the_scatter(shift, low, high):
     samples = [normal(400, 8, 100 + i, shift=shift) for i in range(100)]
     bars = np.sqrt(np.mean([error_bar(x, y) ** 2 for x in samples]))
     assert low < bars / np.std([kernel_distance(x, y) for x in samples]) < high
+
+
+# On pixels -----------------------------------------------------------------------------
+
+
+def test_pixel_distance_against_the_definition():
+    torch.manual_seed(0)
+    one, two = torch.rand(300, 3, 32, 32), 0.8 * torch.rand(400, 3, 32, 32) + 0.1
+    pooled = [x.reshape(-1, 3, 16, 2, 16, 2).mean((3, 5)).flatten(1).double().numpy() for x in (one, two)]
+    values, vectors = np.linalg.eigh(np.cov(pooled[1].T))
+    a, b = (x @ vectors[:, ::-1][:, :64] for x in pooled)
+    values, vectors = np.linalg.eigh(np.cov(a.T))
+    root = vectors * np.sqrt(values) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ np.cov(b.T) @ root).clip(0)).sum()
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T)) + np.trace(np.cov(b.T)) - 2 * cross
+    assert pixel_distance(one, two) == pytest.approx(expected, rel=1e-6)
+
+
+def test_pixel_distance_behaves():
+    real, held_out = get_data(limit=200, size=32), get_data(split="test", limit=1000, size=32)
+    assert pixel_distance(held_out, held_out) == pytest.approx(0, abs=1e-4)
+    floor = pixel_distance(real, held_out)
+    assert 0 < floor < pixel_distance(real + 0.05, held_out) < pixel_distance(real + 0.2, held_out)
+    assert floor < pixel_distance(real[:20].repeat(10, axis=0), held_out)  # too little diversity
 
 
 # What is refused ------------------------------------------------------------------------

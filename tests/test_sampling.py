@@ -1,28 +1,100 @@
-"""Lesson 05: predict, denormalize, starting_noise and generate."""
+"""Lesson 05: predict, denormalize, starting_noise, ddim, sample and generate."""
+
+from functools import partial
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from test_model import tiny
+from helpers import tiny
 
-from diffusion_utils import denormalize, generate, predict, schedule, starting_noise
+from diffusion_utils import (
+    TOY_MODEL,
+    Diffusion,
+    DiffusionConfig,
+    ddim,
+    denormalize,
+    generate,
+    mix,
+    predict,
+    sample,
+    schedule,
+    starting_noise,
+)
 
 
-def model():
-    diffusion = tiny()
+def model(**options):
+    """One that has seen pictures, and answers with something."""
+    diffusion = tiny(**options)
     for _ in range(20):
         diffusion(0.1 * torch.rand(8, 3, 8, 8) + torch.tensor([0.2, 0.4, 0.6]).reshape(3, 1, 1))
     return diffusion.eval()
 
 
-def test_predict_inverts_the_mixture():
-    diffusion = model()
+# Against the article's own loop ---------------------------------------------------------
+
+
+def the_article_draws(diffusion, n, N, image):
+    """The article's `generate` to the letter, but for the number of steps, and the noise as an argument."""
+
+    def schedule(time):
+        t = 0.3175604292915215 + time * 1.2332345639299847
+        return t.sin(), t.cos()
+
+    device = image.device
+    for i in range(N):
+        time = torch.full(size=(n, 1, 1, 1), fill_value=(N - i) / N, dtype=torch.float32, device=device)
+        noise_r, image_r = schedule(time)
+        combine = diffusion.combine(image, noise_r**2)
+        pred_noise = diffusion.unet(combine)
+        pred_image = (image - noise_r * pred_noise) / image_r
+        time = time - (1 / N)
+        noise_r, image_r = schedule(time)
+        image = image_r * pred_image + noise_r * pred_noise
+    mean = diffusion.norm.running_mean.reshape(1, 3, 1, 1)
+    std = (diffusion.norm.running_var**0.5).reshape(1, 3, 1, 1)
+    pred_image = mean + pred_image * std
+    pred_image = pred_image.clip(0.0, 1.0)
+    return pred_image
+
+
+def the_articles_model():
+    torch.manual_seed(0)
+    diffusion = Diffusion(DiffusionConfig())
+    diffusion.norm.running_mean.fill_(0.5)
+    diffusion.norm.running_var.fill_(1e-3)
+    return diffusion.eval()
+
+
+MODELS = {"small": model, "trained": lambda: Diffusion.from_pretrained(TOY_MODEL), "article": the_articles_model}
+
+
+@pytest.mark.parametrize("name, counts", [("small", [1, 2, 3, 7, 10, 13, 20, 30, 49, 100]), ("trained", [5, 20]), ("article", [20])])
+def test_the_same_as_the_article_to_the_bit(name, counts):
+    diffusion = MODELS[name]()
+    for steps in counts:
+        torch.manual_seed(steps)
+        drawn = generate(diffusion, 2, steps)  # no seed: the noise of the global generator, as there
+        torch.manual_seed(steps)
+        with torch.no_grad():
+            size = diffusion.config.image_size
+            expected = the_article_draws(diffusion, 2, steps, torch.randn(2, 3, size, size))
+        assert 0 < drawn.std() and torch.equal(drawn, expected), steps
+
+
+# What it is made of ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("predicts", ["noise", "v"])
+def test_predict_inverts_the_mixture(predicts):
+    diffusion = model(predicts=predicts)
     time = torch.tensor([0.0, 0.5, 0.9]).reshape(3, 1, 1, 1)
     noisy = torch.randn(3, 3, 8, 8)
     with torch.no_grad():
         noise, image = predict(diffusion, noisy, time)
     noise_rate, signal_rate = schedule(time)
     assert torch.allclose(signal_rate * image + noise_rate * noise, noisy, atol=1e-5)
+    assert torch.equal(mix(image, noise, time), signal_rate * image + noise_rate * noise)
+    assert torch.equal(noise, diffusion.answer(noisy, time))
 
 
 def test_denormalize_is_the_inverse_of_norm():
@@ -40,6 +112,121 @@ def test_starting_noise():
     expected = torch.randn(4, 3, 8, 8)
     torch.manual_seed(3)
     assert torch.equal(starting_noise(diffusion, 4), expected)
+
+
+def at(time, n=2):
+    return torch.full((n, 1, 1, 1), time)
+
+
+@torch.no_grad()
+def test_ddim():
+    ask = partial(predict, model())
+    noisy = torch.randn(2, 3, 8, 8)
+    noise, image = ask(noisy, at(0.8))
+    after, clean = ddim(ask, noisy, at(0.8), at(0.3))
+    assert torch.equal(clean, image) and torch.equal(after, mix(image, noise, at(0.3)))
+    stay, _ = ddim(ask, noisy, at(0.8), at(0.8))
+    assert torch.allclose(stay, noisy, atol=1e-5)
+
+
+@torch.no_grad()
+def test_ddim_with_all_the_answers():
+    """Where the prediction is right, one step of any width lands where it should."""
+    image, noise = torch.randn(2, 2, 3, 8, 8)
+    for now, then in [(1.0, 0.0), (0.9, 0.2), (0.2, 0.9)]:
+        after, clean = ddim(lambda *_: (noise, image), mix(image, noise, at(now)), at(now), at(then))
+        assert torch.equal(after, mix(image, noise, at(then))) and torch.equal(clean, image)
+
+
+@pytest.mark.parametrize("times, count", [([], 0), ([1.0], 0), ([1.0, 0.0], 1), ([1, 0.7, 0.2, 0], 3), (torch.linspace(1, 0, 6), 5)])
+@torch.no_grad()
+def test_sample_goes_along_the_times(times, count):
+    asked, diffusion, start = [], model(), torch.randn(2, 3, 8, 8)
+    kept = start.clone()
+
+    def ask(noisy, time):
+        asked.append((noisy, time))
+        return predict(diffusion, noisy, time)
+
+    steps = list(sample(ask, start, times))
+    assert len(steps) == len(asked) == count
+    assert [time.flatten().tolist() for _, time in asked] == [pytest.approx([float(t)] * 2) for t in times[:count]]
+    assert all(time.shape == (2, 1, 1, 1) for _, time in asked) and torch.equal(start, kept)
+    for (noisy, time), (after, image), then in zip(asked, steps, times[1:]):
+        noise, expected = predict(diffusion, noisy, time)
+        assert torch.equal(image, expected) and torch.allclose(after, mix(image, noise, at(float(then))), atol=1e-5)
+    assert all(torch.equal(before[0], noisy) for before, (noisy, _) in zip(steps, asked[1:]))  # each goes on from the one before
+
+
+@torch.no_grad()
+def test_sample_takes_one_step_at_a_time():
+    asked, diffusion = [], model()
+    steps = sample(lambda *x: asked.append(1) or predict(diffusion, *x), torch.randn(2, 3, 8, 8), [1, 0.5, 0])
+    assert not asked
+    next(steps)
+    assert len(asked) == 1
+
+
+@torch.no_grad()
+def test_generate_is_sample_with_colours():
+    diffusion, path = model(), []
+    pictures = generate(diffusion, n=2, steps=6, seed=3, on_step=lambda *step: path.append(step))
+    times = [(6 - step) / 6 for step in range(7)]
+    steps = list(sample(partial(predict, diffusion), starting_noise(diffusion, 2, seed=3), times))
+    assert len(steps) == len(path) == 6 and torch.equal(denormalize(diffusion, steps[-1][1]), pictures)
+    for (noisy, image), (_, noisy_colours, image_colours) in zip(steps, path):
+        assert torch.equal(denormalize(diffusion, noisy), noisy_colours)
+        assert torch.equal(denormalize(diffusion, image), image_colours)
+
+
+@torch.no_grad()
+def test_times_backwards_go_back():
+    """From a picture to its noise and back to the picture: inversion."""
+    ask = partial(predict, Diffusion.from_pretrained(TOY_MODEL))
+    down = [(50 - step) / 50 for step in range(5, 51)]  # from 0.9 to 0
+    start = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    *_, (clean, _) = sample(ask, start, down)
+    *_, (noise, _) = sample(ask, clean, down[::-1])
+    *_, (again, _) = sample(ask, noise, down)
+    assert (again - clean).abs().mean() < 0.1 * clean.std()
+    assert (noise - start).abs().mean() < 0.3 < (noise - clean).abs().mean()
+
+
+@torch.no_grad()
+def test_a_step_of_our_own():
+    """One that asks twice, at half the way too: four of them go where eight of DDIM go."""
+    diffusion, start, asked = model(), torch.randn(2, 3, 8, 8), []
+
+    def ask(noisy, time):
+        asked.append(time)
+        return predict(diffusion, noisy, time)
+
+    def halves(predict, noisy, time, next_time):
+        middle = (time + next_time) / 2
+        noisy, _ = ddim(predict, noisy, time, middle)
+        return ddim(predict, noisy, middle, next_time)
+
+    eight = list(sample(ask, start, [(8 - step) / 8 for step in range(9)]))
+    assert len(asked) == 8
+    four = list(sample(ask, start, [(4 - step) / 4 for step in range(5)], step=halves))
+    assert len(asked) == 16 and len(four) == 4
+    for ours, theirs in zip(four, eight[1::2]):
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs))
+    coarse = list(sample(ask, start, [(4 - step) / 4 for step in range(5)], step=ddim))
+    assert not torch.allclose(coarse[-1][0], four[-1][0], atol=1e-2)
+    assert torch.equal(coarse[-1][0], list(sample(ask, start, [1, 0.75, 0.5, 0.25, 0]))[-1][0])  # it is the default
+
+
+def test_the_times_of_the_article_to_the_bit():
+    """With each number of steps, a step is asked to go from and to where the article's loop goes."""
+    noisy = torch.zeros(1, 1, 1, 1)
+    for steps in range(1, 150):
+        went = []
+        times = [(steps - step) / steps for step in range(steps + 1)]
+        list(sample(None, noisy, times, step=lambda predict, noisy, *way: went.append(way) or (noisy, noisy)))
+        for step, (time, next_time) in enumerate(went):
+            expected = torch.full((1, 1, 1, 1), (steps - step) / steps)
+            assert torch.equal(time, expected) and torch.equal(next_time, expected - 1 / steps), (steps, step)
 
 
 def test_generate():

@@ -1,4 +1,4 @@
-"""Change the public address of the course, in badges, in the first cells of the lessons and in the README.
+"""Change the public address of the course, in badges, in the first cell of the lessons and in the README.
 
     python tools/address.py owner/name
 
@@ -24,9 +24,11 @@ def rewrite(new):
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", new):
         raise SystemExit(f"REPO: {new!r} is not of the form owner/name")
     old = course()["repository"]
-    for path in [*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "README.md", PROJECT]:
+    first_cell = ROOT / "tools" / "first_cell.py"
+    for path in [*sorted((ROOT / "notebooks").glob("*.ipynb")), first_cell, ROOT / "README.md", PROJECT]:
         text = path.read_text(encoding="utf-8")
-        text = text.replace(f"github.com/{old}", f"github.com/{new}").replace(f"/github/{old}/", f"/github/{new}/")
+        text = text.replace(f"github.com/{old}", f"github.com/{new}")  # in links and in the first cell
+        text = text.replace(f"/github/{old}/", f"/github/{new}/")  # in the badges
         if path == PROJECT:
             text = text.replace(f'repository = "{old}"', f'repository = "{new}"')
         path.write_text(text, encoding="utf-8")

@@ -13,7 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
-NOT_NEEDED = {"jupyterlab", "nbclient"}  # Colab is a notebook server of its own
+NOT_NEEDED = {"jupyterlab"}  # Colab is a notebook server of its own
 
 
 def version(name):
@@ -25,10 +25,10 @@ def version(name):
 
 
 def missing():
-    """The lines of the lessons' part of requirements.txt that this machine does not meet."""
-    lessons = REQUIREMENTS.read_text().split("# The tests.")[0]
-    wanted = [Requirement(line) for line in lessons.splitlines() if line.strip() and not line.startswith("#")]
-    return [str(w) for w in wanted if w.name not in NOT_NEEDED and not (version(w.name) and version(w.name) in w.specifier)]
+    """The lines of requirements.txt that this machine does not meet."""
+    lines = [line for line in REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#")]
+    wanted = [need for need in map(Requirement, lines) if need.name not in NOT_NEEDED]
+    return [str(need) for need in wanted if not need.specifier.contains(version(need.name) or "0")]
 
 
 def main():
@@ -36,9 +36,11 @@ def main():
     if not lines:
         return
     with tempfile.TemporaryDirectory() as folder:
+        kept = [f"{name}=={version(name)}\n" for name in ("torch", "numpy") if version(name)]
         constraints = Path(folder, "constraints.txt")
-        constraints.write_text("".join(f"{name}=={version(name)}\n" for name in ("torch", "numpy") if version(name)))
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), *lines], check=True)
+        constraints.write_text("".join(kept))
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
+        subprocess.run([*pip, *lines], check=True)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,11 @@ Each lesson's own picture is what its cell with the tag "cover" shows: run `make
 import base64
 import io
 import sys
-from pathlib import Path
 
-import nbformat
 import torch
+from lessons import LESSONS, ROOT, cells
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "images"
 sys.path.insert(0, str(ROOT))
 from diffusion_utils import LARGE_MODEL, TOY_MODEL, Diffusion, denormalize, generate, starting_noise  # noqa: E402
@@ -40,8 +38,7 @@ def picture(grid, scale):
 
 def cover(lesson):
     """What the cell with the tag "cover" shows, one picture below the other."""
-    cells = nbformat.read(lesson, as_version=4).cells
-    (cell,) = [cell for cell in cells if "cover" in cell.metadata.get("tags", [])]
+    (cell,) = [cell for cell in cells(lesson, "code") if "cover" in cell.metadata.get("tags", [])]
     shown = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
     parts = [Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB") for png in shown]
     whole = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
@@ -57,5 +54,5 @@ if __name__ == "__main__":
     for folder, scale in ((TOY_MODEL, 3), (LARGE_MODEL, 2)):
         forty = generate(Diffusion.from_pretrained(folder), n=40, seed=1)
         picture(forty.unflatten(0, (4, 10)), scale).save(folder / "samples.png", optimize=True)
-    for lesson in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for lesson in LESSONS:
         cover(lesson).save(IMAGES / f"{lesson.stem}.png", optimize=True)

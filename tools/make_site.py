@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from address import course
+from lessons import LESSONS, ROOT
 from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Diffusion models, built by hand</title>
@@ -32,7 +32,7 @@ def link_pages(html):
 
 def make(site):
     (site / "notebooks").mkdir(parents=True, exist_ok=True)
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for path in LESSONS:
         html, _ = HTMLExporter().from_filename(str(path))
         (site / "notebooks" / f"{path.stem}.html").write_text(link_pages(html), encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,7 +1,9 @@
-"""Print the oldest versions that requirements.txt allows, as constraints for pip."""
+"""Print the oldest versions that the requirements allow, as constraints for pip."""
 
+import re
 from pathlib import Path
 
-for line in Path(__file__).resolve().parent.parent.joinpath("requirements.txt").read_text().splitlines():
-    if ">=" in line:
-        print(line.replace(">=", "=="))
+ROOT = Path(__file__).resolve().parent.parent
+for name in ("requirements.txt", "requirements-tests.txt"):
+    for package, version in re.findall(r"^([\w-]+)>=([\d.]+)", (ROOT / name).read_text(), re.MULTILINE):
+        print(f"{package}=={version}")

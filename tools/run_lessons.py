@@ -3,59 +3,96 @@
     python tools/run_lessons.py                all lessons
     python tools/run_lessons.py 02 05          only those whose names begin so
 
-They run in an empty folder, so that lesson 04 trains and does not go on from a checkpoint.
-A lesson that fails is not written. Progress bars are widgets; a reader without a kernel sees
-only their text, which is that of the first moment ("0%"), so it is replaced by the last.
+They run in an empty folder, so that a training starts anew and does not go on from a checkpoint.
+A lesson that fails is not written. Run again, a lesson should differ only where what it shows does:
+widgets are numbered, and the seconds that it took are noted only when they have changed a lot.
+Progress bars are widgets; a reader without a kernel sees only their text, which is that of the
+first moment ("0%"), so it is replaced by the last.
 """
 
 import html
+import json
 import os
 import re
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import nbformat
+from lessons import LESSONS, ROOT
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).resolve().parent.parent
-LESSONS = ROOT / "notebooks"
 os.environ["PYTHONPATH"] = str(ROOT)  # for the kernels
+STATE = "application/vnd.jupyter.widget-state+json"
 VIEW = "application/vnd.jupyter.widget-view+json"
+WIDGET_ID = re.compile(r"\b(?:IPY_MODEL_)?([0-9a-f]{32})\b")
+
+
+def widgets(notebook):
+    """What the notebook keeps of its widgets, by id."""
+    return notebook.metadata.get("widgets", {}).get(STATE, {}).get("state", {})
 
 
 def finish_bars(notebook):
     """Give each progress bar the text of its last moment."""
-    widgets = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    states = widgets(notebook)
 
     def text(model_id):
-        state = widgets.get(model_id.removeprefix("IPY_MODEL_"), {}).get("state", {})
-        parts = [re.sub("<[^>]*>|\u2007", " ", state.get("value", ""))] if state.get("_model_name") == "HTMLModel" else []
-        return " ".join(parts + [text(child) for child in state.get("children", [])]).strip()
+        state = states.get(model_id.removeprefix("IPY_MODEL_"), {}).get("state", {})
+        value = state.get("value", "") if state.get("_model_name") == "HTMLModel" else ""
+        parts = [re.sub("<[^>]*>|\u2007", " ", value), *map(text, state.get("children", []))]
+        return " ".join(filter(None, parts)).strip()
 
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if re.match(r"[\w: ]*\d+%\|", output.get("data", {}).get("text/plain", "")) and VIEW in output.data:
-                last = html.unescape(text(output.data[VIEW]["model_id"]))
-                output.data["text/plain"] = re.sub(r"\s+", " ", last)
+            data = output.get("data", {})
+            if VIEW in data and re.match(r"[\w: ]*\d+%\|", data.get("text/plain", "")):
+                data["text/plain"] = re.sub(r"\s+", " ", html.unescape(text(data[VIEW]["model_id"])))
+
+
+def number_widgets(notebook):
+    """The notebook with its widgets' ids numbered in order of appearance; those that nothing shows are gone."""
+    states, order = widgets(notebook), {}
+
+    def follow(thing):
+        for found in WIDGET_ID.findall(json.dumps(thing, sort_keys=True)):
+            if found in states and found not in order:
+                order[found] = f"{len(order) + 1:032}"
+                follow(states[found])
+
+    follow([cell.get("outputs", []) for cell in notebook.cells])
+    for unseen in states.keys() - order.keys():
+        del states[unseen]
+    if not states:  # an empty one would keep GitHub from showing the notebook
+        notebook.metadata.pop("widgets", None)
+    text = nbformat.writes(notebook)
+    numbered = WIDGET_ID.sub(lambda match: match[0].replace(match[1], order.get(match[1], match[1])), text)
+    return nbformat.reads(numbered, as_version=4)  # it is sorted by id when it is written
+
+
+def note_seconds(notebook, seconds):
+    """Keep how long the lesson ran, for the README, unless it is about what is noted already."""
+    noted = notebook.metadata.get("course", {}).get("seconds", 0)
+    if abs(seconds - noted) > 0.2 * noted:
+        notebook.metadata["course"] = {"seconds": round(seconds)}
 
 
 def run(path):
-    notebook = nbformat.read(path, as_version=4)
+    """Run one lesson and write it; returns the seconds that it took."""
+    notebook, start = nbformat.read(path, as_version=4), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(
-            notebook, timeout=1800, kernel_name="python3", record_timing=False, resources={"metadata": {"path": folder}}
-        )
-        client.execute()
+        options = dict(timeout=1800, kernel_name="python3", record_timing=False)
+        NotebookClient(notebook, resources={"metadata": {"path": folder}}, **options).execute()
+    seconds = time.perf_counter() - start
     finish_bars(notebook)
+    notebook = number_widgets(notebook)
+    note_seconds(notebook, seconds)
     notebook.metadata.pop("jupytext", None)
     nbformat.write(notebook, path)
+    return seconds
 
 
 if __name__ == "__main__":
-    for path in sorted(LESSONS.glob("*.ipynb")):
+    for path in LESSONS:
         if not sys.argv[1:] or path.name.startswith(tuple(sys.argv[1:])):
-            start = time.time()
-            run(path)
-            print(f"{path.name}: {time.time() - start:.0f} s", flush=True)
+            print(f"{path.name}: {run(path):.0f} s", flush=True)

@@ -1,0 +1,131 @@
+"""What several tests share: small pictures, models and trainings, and programs that run on their own."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from diffusion_utils import ROOT, Diffusion, DiffusionConfig, Training, get_loader
+from more.long_training import carry_on
+
+TRAIN = str(ROOT / "train.py")
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+# Pictures -------------------------------------------------------------------------------
+
+
+def gradient(width=64, height=64):
+    """A picture in which every pixel is different: red grows to the right, green downwards."""
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([x * 255 // (width - 1), y * 255 // (height - 1), 0 * x + 128], axis=-1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def good(folder, n=3, start=0):
+    """Write `n` good pictures into `folder`."""
+    for i in range(start, start + n):
+        gradient().save(folder / f"good_{i}.png")
+
+
+def names(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def contents(folder):
+    """All files below `folder`, links included, with what is in them."""
+    return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+# Models and trainings -------------------------------------------------------------------
+
+
+def tiny(**options):
+    torch.manual_seed(0)
+    return Diffusion(DiffusionConfig(**{"image_size": 8, "widths": (8, 16), "block_depth": 1, **options}))
+
+
+def loader(count=32, batch_size=8, seed=0):
+    """Pictures of one colour each."""
+    colors = np.random.default_rng(0).random((count, 3, 1, 1), dtype=np.float32)
+    return get_loader(colors * np.ones((1, 1, 8, 8), dtype=np.float32), batch_size, seed=seed)
+
+
+def same(one, two):
+    """Whether two models, or two dictionaries of tensors, are equal to the bit."""
+    one, two = (model if isinstance(model, dict) else model.state_dict() for model in (one, two))
+    return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def go_on(folder, epochs=5, every=4, **options):
+    """A new model, as after a restart, trained with what `folder` holds. Four steps are an epoch."""
+    diffusion = tiny()
+    training = Training(diffusion, loader(), epochs=epochs, **{"lr": 5e-3, **options})
+    for _ in carry_on(training, folder, every=every):
+        pass
+    return diffusion, training.history
+
+
+# Programs in a process of their own -----------------------------------------------------
+
+
+def run(program, *arguments, **variables):
+    """Start Python in a process of its own: Accelerate has one state a process."""
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, *arguments, *(["-c", program] if program else [])]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finished(process):
+    """What a program that has succeeded printed."""
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+KILLED = """
+import sys, torch
+from helpers import go_on
+if sys.argv[1] != "none":
+    print("ready", flush=True)
+diffusion, history = go_on(sys.argv[2], epochs=40)
+torch.save((diffusion.state_dict(), history["loss"]), sys.argv[3])
+"""
+
+
+def kill_and_compare(folder, times, seed=0):
+    """Kill a training `times` times at random moments, then let it end.
+
+    Returns whether it ended like one that nobody disturbed, to the bit, and for each kill
+    whether a checkpoint was being written.
+    """
+    folder, rng, writing = Path(folder), np.random.default_rng(seed), []
+
+    def arguments(name):
+        return ["-c", KILLED, "yes", str(folder / name), str(folder / f"{name}.pt")]
+
+    def drafts():
+        return set((folder / name).glob("unfinished-*"))
+
+    if not (folder / "whole.pt").exists():
+        finished(run(None, *arguments("whole")))
+    name = f"killed-{seed}"
+    while len(writing) < times:
+        before, process = drafts(), run(None, *arguments(name))
+        assert process.stdout.readline() == "ready\n"
+        # a checkpoint takes about as long as an epoch here, so every other kill hits a writing
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+        writing.append(bool(drafts() - before))
+    finished(run(None, *arguments(name)))
+    (one, losses), (two, other) = (torch.load(folder / f"{end}.pt") for end in ("whole", name))
+    return losses == other and same(one, two), writing

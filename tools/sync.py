@@ -1,0 +1,93 @@
+"""Write into the lessons what stands elsewhere, word for word: definitions of the modules, and the first cell.
+
+    python tools/sync.py             write the cells
+    python tools/sync.py --check     only say which lessons differ; exit status 1 if any does
+
+A definition goes, without docstrings, into the lesson that its docstring names ("Lesson 05"). A cell there
+says where: a function or class of the same name stands in it, with any body. The first code cell of all
+lessons is tools/first_cell.py.
+"""
+
+import ast
+import re
+import sys
+
+import nbformat
+from lessons import LESSONS, MODULES, ROOT
+
+KINDS = ast.FunctionDef, ast.ClassDef
+FIRST_CELL = (ROOT / "tools" / "first_cell.py").read_text(encoding="utf-8").strip()
+
+
+def public(source):
+    """The public functions and classes of a module or a cell, by name: (node, first line, last line)."""
+    try:
+        nodes = ast.parse(source).body
+    except SyntaxError:  # a cell with a magic such as %time
+        return {}
+    found = [node for node in nodes if isinstance(node, KINDS) and not node.name.startswith("_")]
+    starts = [min(part.lineno for part in [node, *node.decorator_list]) for node in found]
+    return {node.name: (node, start, node.end_lineno) for node, start in zip(found, starts)}
+
+
+def number(node):
+    """The number of the lesson that a definition's docstring names, None where it names none."""
+    named = re.search(r"Lesson (\d\d)", ast.get_docstring(node) or "")
+    return named and named[1]
+
+
+def without_docstrings(source, node, start, end):
+    """The text of a definition, less its docstring and those in it, where there is more than a docstring."""
+    lines, dropped = source.splitlines(), set()
+    for inner in ast.walk(node):
+        if isinstance(inner, KINDS) and ast.get_docstring(inner) and len(inner.body) > 1:
+            first, last = inner.body[0].lineno, inner.body[0].end_lineno
+            blank = not lines[last].strip()  # the line behind it
+            dropped.update(range(first, last + 1 + blank))
+    return "\n".join(lines[i - 1] for i in range(start, end + 1) if i not in dropped)
+
+
+def taught():
+    """What each lesson has to hold: {number: {name: text}}."""
+    texts = {}
+    for module in MODULES:
+        source = module.read_text(encoding="utf-8")
+        for name, (node, start, end) in public(source).items():
+            texts.setdefault(number(node), {})[name] = without_docstrings(source, node, start, end)
+    return texts
+
+
+def synced(source, texts):
+    """The source of a cell with the definitions of `texts` in place of those of the same name."""
+    lines = source.splitlines()
+    for name, (_, start, end) in sorted(public(source).items(), key=lambda item: -item[1][1]):
+        if name in texts:
+            lines[start - 1 : end] = texts[name].splitlines()
+    return "\n".join(lines)
+
+
+def main(check=False):
+    """Write the cells, or with `check` leave them; return the lessons with cells that differ."""
+    differ, texts = [], taught()
+    for path in LESSONS:
+        notebook = nbformat.read(path, as_version=4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        old = [cell.source for cell in code]
+        new = [FIRST_CELL, *(synced(source, texts.get(path.name[:2], {})) for source in old[1:])]
+        if new != old:
+            for cell, source in zip(code, new):
+                cell.source = source
+            differ.append(path.name)
+            if not check:
+                nbformat.write(notebook, path)
+    return differ
+
+
+if __name__ == "__main__":
+    check = "--check" in sys.argv[1:]
+    differ = main(check)
+    for name in differ:
+        print(f"{name}: {'a cell differs' if check else 'written'}")
+    if not differ:
+        print("All cells are as they should be.")
+    sys.exit(check and bool(differ))
