@@ -8,6 +8,7 @@ what it has once the model is loaded.
 
 import time
 from functools import partial
+from statistics import median
 
 import torch
 from common import fresh, memory, publish, spread
@@ -45,7 +46,7 @@ if __name__ == "__main__":
     for steps in (1, 5, 20, 50):
         results = {keep: [fresh(draw, steps, keep) for _ in range(3)] for keep in (True, False)}
         seconds, used = ([[pair[i] for pair in results[keep]] for keep in (True, False)] for i in (0, 1))
-        ratio = sorted(used[0])[1] / sorted(used[1])[1]
+        ratio = median(used[0]) / median(used[1])
         rows.append([steps, *map(spread, seconds), *(spread(values, 0) for values in used), f"{ratio:.0f}"])
     columns = ["graph kept, s", "`generate`, s", "graph kept, MB", "`generate`, MB", "ratio of memory"]
     publish("Sampling", ["steps", *columns], rows)

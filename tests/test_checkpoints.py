@@ -1,9 +1,7 @@
 """Lesson 10: a training that is stopped, killed or disturbed, and goes on; train.py; several processes."""
 
-import io
 import json
 import math
-import os
 import re
 import shutil
 import signal
@@ -31,7 +29,7 @@ from helpers import (
 )
 
 import train as command
-from diffusion_utils import GPU_RECIPE, TOY_MODEL, Diffusion, DiffusionConfig, Training, generate, l1_loss
+from diffusion_utils import GPU_RECIPE, Diffusion, DiffusionConfig, Training, generate, l1_loss
 from more import long_training
 from more.long_training import carry_on, checkpoints, fast_accelerator, stop_button
 
@@ -67,13 +65,13 @@ def fails(*arguments):
 
 
 def at_step(step, act):
-    """A loss that does something else in one step of a training; the first is 0."""
+    """A loss that does something else in one step of a training; the first is 1."""
     calls = []
 
     def loss(diffusion, images):
         calls.append(1)
         value = l1_loss(diffusion, images)
-        return act(value) if len(calls) == step + 1 else value
+        return act(value) if len(calls) == step else value
 
     return loss
 
@@ -125,14 +123,14 @@ def test_a_finished_training_returns_at_once(tmp_path):
     assert same(once, again) and history_again["loss"] == history["loss"] and contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("step", [0, 3, 6, 7])
+@pytest.mark.parametrize("step", [1, 4, 7, 8])
 def test_the_stop_button_saves_and_returns(tmp_path, uninterrupted, capsys, step):
     stopped, history = go_on(tmp_path, loss=at_step(step, press))
-    assert len(history["loss"]) == step + 1
-    assert f"Stopped after {step + 1} of 20 steps" in capsys.readouterr().out
+    assert len(history["loss"]) == step
+    assert f"Stopped after {step} of 20 steps" in capsys.readouterr().out
     assert not stopped.unet.out.weight.isnan().any() and generate(stopped, n=1, steps=1).shape == (1, 3, 8, 8)
-    assert names(tmp_path)[-1] == f"step-{step + 1:08}"
-    assert same(stopped, Diffusion.from_pretrained(tmp_path / f"step-{step + 1:08}"))  # the averaged weights
+    assert names(tmp_path)[-1] == f"step-{step:08}"
+    assert same(stopped, Diffusion.from_pretrained(tmp_path / f"step-{step:08}"))  # the averaged weights
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     diffusion, history = go_on(tmp_path)
     assert same(diffusion, uninterrupted[0]) and history["loss"] == uninterrupted[1]["loss"]
@@ -279,7 +277,7 @@ def test_checkpoints_of_the_former_layout_are_refused(tmp_path):
         tiny().save_pretrained(tmp_path / step / "raw")
         torch.save({"settings": {}, "history": {"loss": [0.5] * 4}}, tmp_path / step / "training.pt")
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match="folder: .* holds checkpoints of an earlier version") as error:
+    with pytest.raises(ValueError, match="folder: .* is of an earlier version of the course; take another folder") as error:
         go_on(tmp_path, loss=fails)
     assert len(str(error.value).splitlines()) == 1 and contents(tmp_path) == before
 
@@ -303,22 +301,30 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path, uninterrupted):
         go_on(tmp_path)
 
 
-@pytest.mark.parametrize("step, every", [(9, 4), (0, 4), (11, 4), (19, 1000)])
+@pytest.mark.parametrize("step, every", [(10, 4), (1, 4), (12, 4), (20, 1000)])
 def test_a_loss_that_is_not_finite(tmp_path, step, every):
     poisoned = at_step(step, lambda loss: loss * math.nan)
     with pytest.raises(FloatingPointError, match=rf"loss is nan at step {step}, with a learning rate of 0.005"):
         go_on(tmp_path, every=every, loss=poisoned)
-    saved = [f"step-{done:08}" for done in range(every, step + 1, every)]
-    assert (names(tmp_path) if saved else list(tmp_path.iterdir())) == saved[-2:]  # nothing of it is kept
+    assert names(tmp_path) == [f"step-{done:08}" for done in range(every, step, every)]  # nothing of it is kept
 
 
 def test_a_loss_that_is_not_finite_is_seen_soon(tmp_path):
     """Within 100 steps, also where checkpoints are rare."""
-    training = Training(tiny(), loader(), epochs=1000, loss=at_step(7, lambda loss: loss * math.inf))
-    with pytest.raises(FloatingPointError, match="loss is inf at step 7"):
+    training = Training(tiny(), loader(), epochs=1000, loss=at_step(8, lambda loss: loss * math.inf))
+    with pytest.raises(FloatingPointError, match="loss is inf at step 8"):
         for _ in carry_on(training, tmp_path, every=4000):
             pass
-    assert training.step <= 100
+    assert training.step <= 100 and not names(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path, uninterrupted):
+    """The loss of this step is fine, its gradient is not; with the next step all is lost."""
+    poisoned = at_step(8, lambda loss: loss + (loss - loss.detach()).abs().sqrt())
+    with pytest.raises(FloatingPointError, match="weights are not finite after step 8"):
+        go_on(tmp_path, loss=poisoned)
+    assert names(tmp_path) == ["step-00000004"]
+    assert same(go_on(tmp_path)[0], uninterrupted[0])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files there")
@@ -360,6 +366,9 @@ def strange_things(folder, elsewhere):
     for name in ("unfinished-00000000", "unfinished-photos", "unfinished", "step-photos", "step-00000099", "photos"):
         (folder / name).mkdir()
         good(folder / name, 1)
+    for name, mark in [("step-odd", "no JSON"), ("step-odder", "[4]"), ("step-00000098", '{"step": "x"}')]:
+        (folder / name).mkdir()
+        (folder / name / "checkpoint.json").write_text(mark)
     (folder / "step-00000001.log").write_text("step 1")
     (folder / "step-00000002").write_text("a file, no folder")
     (folder / "notes.txt").write_text("do not touch")
@@ -392,6 +401,20 @@ def test_strange_things_in_the_folder_stay(tmp_path, uninterrupted):
 
     again, _ = go_on(folder, loss=fails)
     assert same(again, diffusion) and (contents(folder) | contents(elsewhere)) == after
+
+
+def test_what_a_killed_training_left_is_cleared_away(tmp_path, uninterrupted):
+    """Its unfinished checkpoint, and nothing else: no photo in it, and none of its copies."""
+    go_on(tmp_path, epochs=1)
+    shutil.copytree(tmp_path / "step-00000004", tmp_path / "unfinished-0123abcd")
+    shutil.copytree(tmp_path / "step-00000004", tmp_path / "unfinished-4567abcd")
+    shutil.copytree(tmp_path / "step-00000004", tmp_path / "unfinished-symphony")
+    good(tmp_path / "unfinished-4567abcd", 1)
+    kept = contents(tmp_path / "unfinished-symphony") | contents(tmp_path / "step-00000004")
+    go_on(tmp_path, epochs=1, loss=fails)
+    assert names(tmp_path) == ["step-00000004", "unfinished-4567abcd", "unfinished-symphony"]
+    assert names(tmp_path / "unfinished-4567abcd") == ["good_0.png"] and kept.items() <= contents(tmp_path).items()
+    assert same(go_on(tmp_path)[0], uninterrupted[0])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need rights there")
