@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SIZE = 64    # pixels of the finished picture; all lengths below are in these pixels
+SIZE = 64  # pixels of the finished picture; all lengths below are in these pixels
 SAMPLES = 2  # samples per pixel and direction while drawing
-ZOOM = 1.2   # the figure is drawn this much larger than the lengths below say
+ZOOM = 1.2  # the figure is drawn this much larger than the lengths below say
 
+# fmt: off
 SKIN = {"tone_1": (253, 226, 208), "tone_2": (246, 207, 178), "tone_3": (234, 186, 148),
         "tone_4": (216, 162, 118), "tone_5": (190, 133, 91), "tone_6": (161, 106, 70),
         "tone_7": (130, 83, 56), "tone_8": (102, 65, 47)}
@@ -40,13 +41,13 @@ BACKGROUNDS = {"cream": (250, 236, 206), "sky": (150, 208, 240), "mint": (162, 2
                "rose": (248, 190, 196), "lavender": (200, 188, 238), "sun": (250, 210, 110),
                "coral": (244, 142, 116), "teal": (72, 164, 166), "blue": (84, 132, 204),
                "night": (54, 62, 104)}
+# fmt: on
 
 # The values of each categorical column, in the order of their class numbers.
 CHOICES = {
     "skin_tone": list(SKIN),
     "head_shape": ["oval", "round", "long", "square"],
-    "hair_style": ["bald", "buzz", "short", "side_part", "quiff", "bob", "long", "wavy", "curly",
-                   "afro", "bun", "braids"],
+    "hair_style": "bald buzz short side_part quiff bob long wavy curly afro bun braids".split(),
     "hair_color": list(HAIR),
     "fringe": ["none", "straight", "swept"],
     "eye_color": list(EYES),
@@ -65,6 +66,7 @@ NUMBERS = ["smile", "gaze", "head_x", "head_y", "head_scale", "head_tilt"]
 
 
 # ---------------------------------------------------------------- choosing the attributes
+
 
 def sample_attributes(split, index):
     """Return the attributes of face `index` of `split` ("train" or "test") as a dict.
@@ -85,9 +87,12 @@ def sample_attributes(split, index):
     def between(low, high):
         return round(low + (high - low) * rng.random(), 2)
 
-    a = {"skin_tone": pick(CHOICES["skin_tone"]), "head_shape": pick(CHOICES["head_shape"]),
-         "hair_style": pick(CHOICES["hair_style"]),
-         "hair_color": pick(list(HAIR), [4, 4, 4, 3, 3, 4, 3, 2, 1.5, 1.5, 1.5])}
+    a = {
+        "skin_tone": pick(CHOICES["skin_tone"]),
+        "head_shape": pick(CHOICES["head_shape"]),
+        "hair_style": pick(CHOICES["hair_style"]),
+        "hair_color": pick(list(HAIR), [4, 4, 4, 3, 3, 4, 3, 2, 1.5, 1.5, 1.5]),
+    }
     has_fringe = a["hair_style"] in ("bob", "long", "wavy", "bun", "braids")
     a["fringe"] = pick(CHOICES["fringe"]) if has_fringe else "none"
     a["eye_color"], a["nose"] = pick(list(EYES)), pick(CHOICES["nose"])
@@ -102,8 +107,11 @@ def sample_attributes(split, index):
     hat = pick(CHOICES["hat"], [73, 9, 9, 9])
     a["hat"] = "none" if a["hair_style"] in ("quiff", "afro", "bun") else hat
     a["clothes"], a["clothes_color"] = pick(CHOICES["clothes"]), pick(list(CLOTHES))
-    hat_colors = [c for c in CLOTHES if _distance(CLOTHES[c], _hair_rgb(a)) > 80
-                  and _distance(CLOTHES[c], SKIN[a["skin_tone"]]) > 70]
+    hat_colors = [
+        c
+        for c in CLOTHES
+        if _distance(CLOTHES[c], _hair_rgb(a)) > 80 and _distance(CLOTHES[c], SKIN[a["skin_tone"]]) > 70
+    ]
     a["hat_color"] = pick(hat_colors)
     # Backgrounds that would swallow the hair, the head, the hat or the clothes are left out.
     edges = [SKIN[a["skin_tone"]], CLOTHES[a["clothes_color"]]]
@@ -144,6 +152,7 @@ def _hair_rgb(a):
 
 
 # ---------------------------------------------------------------- shapes and paint
+
 
 class Plane:
     """Coordinates of all samples, and the shapes that can be drawn in them."""
@@ -219,13 +228,14 @@ def paint(canvas, shape, color, alpha=1.0, soft=1 / SAMPLES):
     rows, columns = np.flatnonzero(touched.any(axis=1)), np.flatnonzero(touched.any(axis=0))
     if len(rows) == 0:
         return
-    part = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     cover = np.clip(0.5 - shape[part] / soft, 0, 1) * alpha
     for channel, value in zip(canvas, color):
         channel[part] += cover * (value - channel[part])
 
 
 # ---------------------------------------------------------------- the parts of a portrait
+
 
 def _backdrop(canvas, page, a):
     rgb = BACKGROUNDS[a["background"]]
@@ -281,8 +291,12 @@ def _clothes(canvas, body, a, skin):
 
 def _head(plane, a):
     """Distance to the head without ears, and its half width."""
-    half, jaw, chin = {"oval": (15.2, 11.5, 18.5), "round": (16.2, 14, 17.6),
-                       "long": (14.4, 11.2, 19.8), "square": (15.2, 13.6, 18.6)}[a["head_shape"]]
+    half, jaw, chin = {
+        "oval": (15.2, 11.5, 18.5),
+        "round": (16.2, 14, 17.6),
+        "long": (14.4, 11.2, 19.8),
+        "square": (15.2, 13.6, 18.6),
+    }[a["head_shape"]]
     skull = plane.ellipse(0, -3, half, 15.5)
     if a["head_shape"] == "square":
         return melt(skull, plane.box(0, chin - 12, jaw, 12, 8.5), 5), half
@@ -291,8 +305,10 @@ def _head(plane, a):
 
 # Rounded, so that no digit depends on the platform's sine.
 def _ring(step, end):
-    return [(round(math.sin(math.radians(d)), 3), round(-math.cos(math.radians(d)), 3))
-            for d in range(-end, end + 1, step)]
+    return [
+        (round(math.sin(math.radians(d)), 3), round(-math.cos(math.radians(d)), 3))
+        for d in range(-end, end + 1, step)
+    ]
 
 
 RING, FINE_RING = _ring(26, 130), _ring(16, 128)
@@ -308,20 +324,29 @@ def _back_hair(plane, a, half):
         return union(crown, plane.box(0, 14, half + 3.2, 21, 8))
     if style == "wavy":
         side = half + 1.5
-        return union(crown, plane.box(0, 12, half + 1.5, 18, 8), plane.discs(
-            [(s * (side + dx), y, 5) for s in (-1, 1)
-             for dx, y in ((-0.5, -3), (1, 5), (-0.5, 13), (1, 21), (-1, 28))]))
+        return union(
+            crown,
+            plane.box(0, 12, half + 1.5, 18, 8),
+            plane.discs(
+                [
+                    (s * (side + dx), y, 5)
+                    for s in (-1, 1)
+                    for dx, y in ((-0.5, -3), (1, 5), (-0.5, 13), (1, 21), (-1, 28))
+                ]
+            ),
+        )
     if style == "curly":
-        return union(crown, plane.discs([((half + 2.2) * sx, -3 + 17.5 * sy, 5.2)
-                                         for sx, sy in RING]))
+        return union(crown, plane.discs([((half + 2.2) * sx, -3 + 17.5 * sy, 5.2) for sx, sy in RING]))
     if style == "afro":
-        return plane.discs([(0, -6, half + 6)] + [((half + 4.6) * sx, -6.5 + 19 * sy, 4.4)
-                                                  for sx, sy in FINE_RING])
+        return plane.discs(
+            [(0, -6, half + 6)] + [((half + 4.6) * sx, -6.5 + 19 * sy, 4.4) for sx, sy in FINE_RING]
+        )
     if style == "bun":
         return plane.ellipse(0, -22.5, 7.5, 6.5)
     if style == "braids":
-        return plane.discs([(s * (half + 2.2 + 0.25 * k), 3 + 6 * k, 4.3 - 0.25 * k)
-                            for s in (-1, 1) for k in range(5)])
+        return plane.discs(
+            [(s * (half + 2.2 + 0.25 * k), 3 + 6 * k, 4.3 - 0.25 * k) for s in (-1, 1) for k in range(5)]
+        )
     return None
 
 
@@ -331,8 +356,7 @@ def _front_hair(plane, a, half):
     if style == "bald":
         return None
     if style == "buzz":
-        return both(plane.ellipse(0, -3.4, half + 0.5, 15.9), y - 1,
-                    -plane.ellipse(0, 6, half - 1.8, 16.5))
+        return both(plane.ellipse(0, -3.4, half + 0.5, 15.9), y - 1, -plane.ellipse(0, 6, half - 1.8, 16.5))
     if style in ("short", "side_part", "quiff"):
         cap = plane.ellipse(0, -4.5, half + 1, 16.8)
         face = plane.ellipse(0, 6, half - 1.6, 19)
@@ -358,8 +382,9 @@ def _front_hair(plane, a, half):
         face = both(face, -14.5 + 0.5 * abs(x) - y)
     hair = both(cap, y - low, -face)
     if style == "curly":
-        hair = union(hair, plane.discs([(-11, -10.5, 4.6), (-4, -12.5, 4.8), (4, -12.5, 4.8),
-                                        (11, -10.5, 4.6)]))
+        hair = union(
+            hair, plane.discs([(-11, -10.5, 4.6), (-4, -12.5, 4.8), (4, -12.5, 4.8), (11, -10.5, 4.6)])
+        )
     return hair
 
 
@@ -386,8 +411,7 @@ def _nose(canvas, plane, a, shade):
     elif a["nose"] == "broad":
         paint(canvas, plane.arc(0, 7.2, 3.4, 1.6, 1.8), shade)
     else:
-        paint(canvas, union(plane.stroke(1.2, 1, 2, 6.2, 1.5), plane.stroke(2, 6.4, -1, 7, 1.5)),
-              shade)
+        paint(canvas, union(plane.stroke(1.2, 1, 2, 6.2, 1.5), plane.stroke(2, 6.4, -1, 7, 1.5)), shade)
 
 
 def _mouth(canvas, plane, a, skin):
@@ -466,14 +490,14 @@ def _hat(canvas, plane, a, half):
 
 # ---------------------------------------------------------------- the portrait
 
+
 def draw_face(attributes):
     """Draw one face and return it as a 64x64 RGB PIL image.
 
     `attributes` is a dict as sample_attributes returns it, or a row of the data set, where the
     categories are class numbers and the numbers are float32.
     """
-    a = {k: attributes[k] if isinstance(attributes[k], str) else CHOICES[k][attributes[k]]
-         for k in CHOICES}
+    a = {k: attributes[k] if isinstance(attributes[k], str) else CHOICES[k][attributes[k]] for k in CHOICES}
     # Rounding undoes float32, so a row of the data set gives back the very same pixels.
     a.update((k, round(float(attributes[k]), 2)) for k in NUMBERS)
 
@@ -517,8 +541,7 @@ def draw_face(attributes):
     if a["hair_style"] in ("bob", "long", "wavy"):
         ears = head  # under the hair
     else:
-        ears = union(plane.ellipse(-half - 0.4, 2, 3.1, 4.4),
-                     plane.ellipse(half + 0.4, 2, 3.1, 4.4))
+        ears = union(plane.ellipse(-half - 0.4, 2, 3.1, 4.4), plane.ellipse(half + 0.4, 2, 3.1, 4.4))
     paint(canvas, ears, skin)
     paint(canvas, ears + 1.6, shade)
     paint(canvas, head, skin)
@@ -559,8 +582,7 @@ def draw_face(attributes):
         _hat(canvas, plane, a, half)
 
     # Average the samples of each pixel, with the sums written out to fix their order.
-    mean = (canvas[:, 0::2, 0::2] + canvas[:, 0::2, 1::2]
-            + canvas[:, 1::2, 0::2] + canvas[:, 1::2, 1::2]) / 4
+    mean = (canvas[:, 0::2, 0::2] + canvas[:, 0::2, 1::2] + canvas[:, 1::2, 0::2] + canvas[:, 1::2, 1::2]) / 4
     # Even values only: the eye does not see it, and the PNG files become a tenth smaller.
     even = 2 * np.floor(mean / 2 + 0.5).clip(0, 127)
     return Image.fromarray(np.ascontiguousarray(even.astype(np.uint8).transpose(1, 2, 0)))
@@ -580,9 +602,13 @@ def make_dataset(split, count):
     from datasets import ClassLabel, Dataset, Features, Value
     from datasets import Image as ImageFeature
 
-    features = Features({"image": ImageFeature(),
-                         **{name: ClassLabel(names=names) for name, names in CHOICES.items()},
-                         **{name: Value("float32") for name in NUMBERS}})
+    features = Features(
+        {
+            "image": ImageFeature(),
+            **{name: ClassLabel(names=names) for name, names in CHOICES.items()},
+            **{name: Value("float32") for name in NUMBERS},
+        }
+    )
     rows = []
     for i in range(count):
         attributes = sample_attributes(split, i)

@@ -133,7 +133,7 @@ def save_checkpoint(training, folder, keep=2):
     try:
         draft.mkdir(parents=True)
         (draft / MARK).write_text(json.dumps({"step": training.step}), encoding="utf-8")
-        if hasattr(average, "config"):
+        if hasattr(getattr(average, "config", None), "save_pretrained"):
             average.config.save_pretrained(draft)
         safetensors.torch.save_model(average, str(draft / "model.safetensors"), metadata={"format": "pt"})
         torch.save(state, draft / "training.pt")
@@ -286,9 +286,10 @@ def carry_on(training, folder, every=1000):
     later. `folder` may hold other things; none of them is ever removed. `training.history`
     gets the "seconds" that it all took. In the end the model holds the averaged weights.
 
-    Raises ValueError for a checkpoint of another training, FloatingPointError for a loss that
-    is not finite, OSError when a checkpoint cannot be written, RuntimeError when a batch does
-    not fit into the GPU's memory.
+    Raises ValueError for a checkpoint of another training, or when hosts see different folders;
+    FloatingPointError for a loss or weights that are not finite; OSError, at the start where that
+    can be known, when a checkpoint cannot be written; RuntimeError when a batch does not fit into
+    the GPU's memory. (After a `break`, Python can only print an error, not raise it.)
     """
     every, main = _whole_number("every", every), training.accelerator.is_main_process
     _prepare(training, folder)

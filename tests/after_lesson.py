@@ -42,9 +42,8 @@ class Solution(AfterLesson):
     def runtest(self):
         """The cell that checks an exercise accepts the solution."""
         super().runtest()
-        assert any(": correct." in out.get("text", "") for out in self.test_outputs), (
-            "it did not say: correct."
-        )
+        printed = [out.get("text", "") for out in self.test_outputs]
+        assert any(": correct." in text for text in printed), "it did not say: correct."
 
 
 def solutions(notebook):

@@ -14,15 +14,16 @@ def move_all(expected):
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         for widget in widgets:
             for name, control in zip(widget.kwargs, widget.kwargs_widgets):
-                assert getattr(control, "continuous_update", False) is False, f"{name} redraws while it is dragged"
+                at_once = getattr(control, "continuous_update", False)
+                assert at_once is False, f"{name} redraws while it is dragged"
                 for value in ends_and_middle(control):
                     widget.f(**{**widget.kwargs, name: value})
 
 
 def ends_and_middle(control):
     if hasattr(control, "options"):
-        values = [option[1] if isinstance(option, tuple) and len(option) == 2 and isinstance(option[0], str) else option
-                  for option in control.options]  # fmt: skip
+        pairs = all(isinstance(option, tuple) and len(option) == 2 for option in control.options)
+        values = [option[1] if pairs else option for option in control.options]
         return [values[0], values[len(values) // 2], values[-1]]
     middle = (control.min + control.max) / 2
     return [control.min, type(control.value)(middle), control.max]

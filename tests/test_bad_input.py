@@ -85,7 +85,10 @@ def test_several_broken_files_are_counted_in_one_line(tmp_path):
 
 def test_nothing_but_broken_files(tmp_path):
     (tmp_path / "text.jpg").write_text("no")
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="source: there is no picture in .* that can be read"):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match="source: there is no picture in .* that can be read"),
+    ):
         get_data(tmp_path)
 
 
@@ -167,7 +170,10 @@ def test_a_zip_file(tmp_path):
     with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
         for path in tmp_path.glob("*.png"):
             archive.write(path, f"inner/{path.name}")
-    assert np.array_equal(get_data(tmp_path / "faces.zip", size=8)[0], get_data(TOY_FACES, limit=1, size=8)[0]) is False
+    assert (
+        np.array_equal(get_data(tmp_path / "faces.zip", size=8)[0], get_data(TOY_FACES, limit=1, size=8)[0])
+        is False
+    )
     assert get_data(str(tmp_path / "faces.zip"), size=8).shape == (4, 3, 8, 8)
 
 

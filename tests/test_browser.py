@@ -13,10 +13,8 @@ import sys
 import time
 import urllib.request
 
-import nbformat
 import pytest
-
-from diffusion_utils import ROOT
+from lessons import ROOT, cells
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -25,7 +23,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome h
 
 SHOTS = ROOT / "tests" / "screenshots"
 IDLE = "document.querySelector('#jp-main-statusbar')?.textContent.includes('Idle')"
-PICTURES = "slider => [...slider.closest('.widget-interact').querySelectorAll('img')].map(img => img.src).join()"
+PICTURES = "slider => [...slider.closest('.widget-interact').querySelectorAll('img')].map(i => i.src).join()"
 TROUBLE = """slider => slider.closest('.widget-interact').querySelectorAll(
     '[data-mime-type="application/vnd.jupyter.stderr"], [data-mime-type="application/vnd.jupyter.error"]').length"""
 
@@ -43,7 +41,7 @@ def lab(tmp_path_factory):
                "JUPYTERLAB_WORKSPACES_DIR")  # fmt: skip
     options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
                "--IdentityProvider.token=", f"--ServerApp.root_dir={copy}"]  # fmt: skip
-    settings = private / "jupyterlab_settings_dir" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    settings = private / "jupyterlab_settings_dir/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
     settings.parent.mkdir(parents=True)
     settings.write_text('{"windowingMode": "none"}')  # all cells are there, not only those in sight
     with open(private / "log", "w") as log:
@@ -121,7 +119,7 @@ def test_in_a_browser(lab, page, name, sliders):
         numbers = " ".join(f"{second:.2f}" for second in seconds)
         print(f"{name}: median {statistics.median(seconds):.2f} s from key to picture; {numbers}", file=file)
 
-    cells = [cell for cell in nbformat.read(folder / "notebooks" / f"{name}.ipynb", 4).cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    outputs = [output for cell in cells for output in cell.outputs]
-    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    saved = cells(folder / "notebooks" / f"{name}.ipynb", "code")
+    assert [cell.execution_count for cell in saved] == list(range(1, len(saved) + 1))
+    outputs = [output for cell in saved for output in cell.outputs]
+    assert not [out for out in outputs if out.output_type == "error" or out.get("name") == "stderr"]

@@ -193,7 +193,9 @@ def test_training_in_a_thread(tmp_path):
 
 
 def test_the_recipe_may_hold_numbers_of_numpy(tmp_path, uninterrupted):
-    numbers = dict(lr=np.float64(5e-3), seed=np.int64(0), ema_decay=np.float64(0.999), warmup_steps=np.int32(0))
+    numbers = dict(
+        lr=np.float64(5e-3), seed=np.int64(0), ema_decay=np.float64(0.999), warmup_steps=np.int32(0)
+    )
     go_on(tmp_path, epochs=np.int64(2), every=np.int64(4), **numbers)
     diffusion, history = go_on(tmp_path, **numbers)
     assert same(diffusion, uninterrupted[0]) and history["loss"] == uninterrupted[1]["loss"]
@@ -277,7 +279,9 @@ def test_checkpoints_of_the_former_layout_are_refused(tmp_path):
         tiny().save_pretrained(tmp_path / step / "raw")
         torch.save({"settings": {}, "history": {"loss": [0.5] * 4}}, tmp_path / step / "training.pt")
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match="folder: .* is of an earlier version of the course; take another folder") as error:
+    with pytest.raises(
+        ValueError, match="folder: .* is of an earlier version of the course; take another folder"
+    ) as error:
         go_on(tmp_path, loss=fails)
     assert len(str(error.value).splitlines()) == 1 and contents(tmp_path) == before
 
@@ -290,23 +294,32 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path, uninterrupted):
         with pytest.warns(UserWarning, match="step-00000012 cannot be read, taking the one before") as warned:
             assert go_on(tmp_path, epochs=3)[1]["loss"] == uninterrupted[1]["loss"][:12]
         assert all("\n" not in str(warning.message) for warning in warned)
-        assert same(go_on(tmp_path, epochs=3, loss=fails)[0], Diffusion.from_pretrained(torn.parent))  # written anew
+        assert same(
+            go_on(tmp_path, epochs=3, loss=fails)[0], Diffusion.from_pretrained(torn.parent)
+        )  # written anew
     weights = tmp_path / "step-00000012" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])  # training.pt holds them too
     assert go_on(tmp_path, epochs=3, loss=fails)[1]["loss"] == uninterrupted[1]["loss"][:12]
     assert same(go_on(tmp_path)[0], uninterrupted[0])
     for torn in tmp_path.glob("*/training.pt"):
         torn.write_bytes(b"")
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no checkpoint in .* can be read; take another folder"):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match="no checkpoint in .* can be read; take another folder"),
+    ):
         go_on(tmp_path)
 
 
 @pytest.mark.parametrize("step, every", [(10, 4), (1, 4), (12, 4), (20, 1000)])
 def test_a_loss_that_is_not_finite(tmp_path, step, every):
     poisoned = at_step(step, lambda loss: loss * math.nan)
-    with pytest.raises(FloatingPointError, match=rf"loss is nan at step {step}, with a learning rate of 0.005"):
+    with pytest.raises(
+        FloatingPointError, match=rf"loss is nan at step {step}, with a learning rate of 0.005"
+    ):
         go_on(tmp_path, every=every, loss=poisoned)
-    assert names(tmp_path) == [f"step-{done:08}" for done in range(every, step, every)]  # nothing of it is kept
+    assert names(tmp_path) == [
+        f"step-{done:08}" for done in range(every, step, every)
+    ]  # nothing of it is kept
 
 
 def test_a_loss_that_is_not_finite_is_seen_soon(tmp_path):
@@ -328,23 +341,49 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path, uninterrupted):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files there")
-@pytest.mark.parametrize("size", [10, 100, 20_000, 100_000])  # in the mark, config, weights, training.pt
-def test_a_full_disk(tmp_path, uninterrupted, size):
+def test_a_full_disk(tmp_path, uninterrupted):
+    """Full in the mark, in the config, the weights and training.pt; what is left is looked at after each."""
     program = f"""
 import resource
-from helpers import go_on
-resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
-try:
-    go_on({str(tmp_path)!r})
-except OSError as error:
-    print(error)
+from helpers import contents, go_on, names
+folder = {str(tmp_path)!r}
+before, (_, most) = contents(folder), resource.getrlimit(resource.RLIMIT_FSIZE)
+for size in (10, 100, 20_000, 100_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    try:
+        go_on(folder)
+    except OSError as error:
+        print(error)
+    assert contents(folder) == before, (size, names(folder))
+    assert names(folder) == ["step-00000004", "step-00000008"], (size, names(folder))
 """
     go_on(tmp_path, epochs=2)
     before = contents(tmp_path)
     output = finished(run(program))
-    assert re.search(r"cannot write .*step-00000012.* Last checkpoint: .*step-00000008", output), output
-    assert contents(tmp_path) == before and names(tmp_path) == ["step-00000004", "step-00000008"]
+    said = re.findall(
+        r"^folder: cannot write .*step-00000012: .+ Last checkpoint: .*step-00000008$", output, re.M
+    )
+    assert len(said) == 4, output
+    assert contents(tmp_path) == before
     assert same(go_on(tmp_path)[0], uninterrupted[0])
+
+
+def test_a_name_that_is_taken(tmp_path):
+    go_on(tmp_path, epochs=1)
+    (tmp_path / "step-00000008").write_text("mine")
+    before = contents(tmp_path)
+    sentence = "folder: cannot write .*step-00000008: .* Last checkpoint: .*step-00000004"
+    with pytest.raises(OSError, match=sentence) as error:
+        go_on(tmp_path)
+    assert len(str(error.value).splitlines()) == 1 and contents(tmp_path) == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="folder: ") as error:
+        go_on(tmp_path / "file", loss=fails)
+    assert len(str(error.value).splitlines()) == 1 and (tmp_path / "file").read_text() == "mine"
 
 
 def test_out_of_memory(tmp_path):
@@ -363,7 +402,14 @@ def test_out_of_memory(tmp_path):
 
 def strange_things(folder, elsewhere):
     """What people keep beside and in their checkpoints; returns all of it, with what is in it."""
-    for name in ("unfinished-00000000", "unfinished-photos", "unfinished", "step-photos", "step-00000099", "photos"):
+    for name in (
+        "unfinished-00000000",
+        "unfinished-photos",
+        "unfinished",
+        "step-photos",
+        "step-00000099",
+        "photos",
+    ):
         (folder / name).mkdir()
         good(folder / name, 1)
     for name, mark in [("step-odd", "no JSON"), ("step-odder", "[4]"), ("step-00000098", '{"step": "x"}')]:
@@ -413,7 +459,10 @@ def test_what_a_killed_training_left_is_cleared_away(tmp_path, uninterrupted):
     kept = contents(tmp_path / "unfinished-symphony") | contents(tmp_path / "step-00000004")
     go_on(tmp_path, epochs=1, loss=fails)
     assert names(tmp_path) == ["step-00000004", "unfinished-4567abcd", "unfinished-symphony"]
-    assert names(tmp_path / "unfinished-4567abcd") == ["good_0.png"] and kept.items() <= contents(tmp_path).items()
+    assert (
+        names(tmp_path / "unfinished-4567abcd") == ["good_0.png"]
+        and kept.items() <= contents(tmp_path).items()
+    )
     assert same(go_on(tmp_path)[0], uninterrupted[0])
 
 
@@ -454,7 +503,9 @@ def test_a_cpu_computes_in_32_bits():
     assert accelerator.split_batches
 
 
-@pytest.mark.parametrize("cuda, works, backend", [(True, True, "inductor"), (True, False, "no"), (False, True, "no")])
+@pytest.mark.parametrize(
+    "cuda, works, backend", [(True, True, "inductor"), (True, False, "no"), (False, True, "no")]
+)
 def test_train_py_compiles_where_it_can(monkeypatch, tmp_path, cuda, works, backend):
     class Enough(Exception):
         pass
@@ -543,9 +594,13 @@ def test_the_options_are_the_recipe():
     assert {name: getattr(options, name) for name in GPU_RECIPE} == GPU_RECIPE
     given = "--output x --epochs 3 --lr 1e-3 --weight-decay 0.1 --ema-decay 0.9 --warmup-steps 7 --cosine-decay --seed 2"
     options = command.parser.parse_args(given.split())
-    recipe = dict(epochs=3, lr=1e-3, weight_decay=0.1, ema_decay=0.9, warmup_steps=7, cosine_decay=True, seed=2)
+    recipe = dict(
+        epochs=3, lr=1e-3, weight_decay=0.1, ema_decay=0.9, warmup_steps=7, cosine_decay=True, seed=2
+    )
     assert {name: getattr(options, name) for name in GPU_RECIPE} == recipe and options.output == Path("x")
-    assert {name: type(getattr(options, name)) for name in GPU_RECIPE} == {n: type(v) for n, v in GPU_RECIPE.items()}
+    assert {name: type(getattr(options, name)) for name in GPU_RECIPE} == {
+        n: type(v) for n, v in GPU_RECIPE.items()
+    }
     assert options.checkpoint_every == 1000 and options.batch_size == 64
 
 
@@ -572,6 +627,7 @@ def test_an_output_with_other_things_is_refused(monkeypatch, tmp_path, capsys, k
 
 # Several processes ----------------------------------------------------------------------
 
+
 def state_of(folder):
     return torch.load(sorted((folder / "checkpoints").glob("step-*"))[-1] / "training.pt", weights_only=True)
 
@@ -591,11 +647,16 @@ def test_two_processes_train_like_one(tmp_path):
 
     # one process goes on where two have stopped
     finished(run(None, TRAIN, "--output", str(two), *SMALL, "--epochs", "7"))
-    assert state_of(two)["history"]["loss"][: 6 * 9] == together and len(state_of(two)["history"]["loss"]) == 7 * 9
+    assert (
+        state_of(two)["history"]["loss"][: 6 * 9] == together
+        and len(state_of(two)["history"]["loss"]) == 7 * 9
+    )
 
     # and another training starts from their weights, and takes over their sizes
     more = tmp_path / "more"
-    finished(run(None, TRAIN, "--output", str(more), "--start-from", str(two), "--limit", "300", "--epochs", "1"))
+    finished(
+        run(None, TRAIN, "--output", str(more), "--start-from", str(two), "--limit", "300", "--epochs", "1")
+    )
     state = state_of(more)
     assert state["settings"]["image_size"] == 16 and list(state["settings"]["widths"]) == [8, 16]
     assert np.mean(state["history"]["loss"]) < 0.8 * together[0]

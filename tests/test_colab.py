@@ -21,31 +21,31 @@ from sync import FIRST_CELL
 def environment(tmp_path_factory):
     """Variables that make a process think it is on Colab, and git fetch from here."""
     folder = tmp_path_factory.mktemp("colab")
-    kept = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True,
-                          capture_output=True, text=True).stdout.splitlines()  # fmt: skip
-    for name in kept:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(command, cwd=ROOT, text=True).splitlines():
         (folder / "origin" / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, folder / "origin" / name)
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "course"], ["tag", address.course()["version"]]):
-        subprocess.run([*git, *command], cwd=folder / "origin", check=True)
+    for command in ("init -q", "add -A", "commit -qm course", f"tag {address.course()['version']}"):
+        subprocess.run([*git, *command.split()], cwd=folder / "origin", check=True)
     (folder / "stub" / "google" / "colab").mkdir(parents=True)
     (folder / "stub" / "google" / "colab" / "__init__.py").write_text("")
     (folder / "stub" / "sitecustomize.py").write_text("import google.colab\n")
     return {
-        "PYTHONPATH": str(folder / "stub"), "GIT_CONFIG_COUNT": "1",
+        "PYTHONPATH": str(folder / "stub"),
+        "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.{(folder / 'origin').as_uri()}.insteadOf",
         "GIT_CONFIG_VALUE_0": f"https://github.com/{address.course()['repository']}",
-    }  # fmt: skip
+    }
 
 
 def test_the_first_cell_on_colab(environment, tmp_path):
     """In an empty folder, twice, as after an impatient second click."""
     look = "from importlib.util import find_spec\nprint(find_spec('diffusion_utils').origin, os.getcwd(), sep='\\n')"
     program = f"{FIRST_CELL}\n{FIRST_CELL}\n{look}"
-    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, **environment},
-                            check=False, capture_output=True, text=True)  # fmt: skip
+    command, variables = [sys.executable, "-c", program], {**os.environ, **environment}
+    result = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     module, folder = map(Path, result.stdout.splitlines()[-2:])
     course = tmp_path / "course"
@@ -58,7 +58,8 @@ def test_one_lesson_to_the_end(environment, tmp_path, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(tmp_path / "02_noise_schedule.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    here = {"metadata": {"path": tmp_path}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=here).execute()
     assert (tmp_path / "course" / "diffusion_utils.py").exists()
 
 

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from helpers import good, gradient
+from helpers import gradient
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -66,7 +66,9 @@ def test_a_changed_folder_is_read_again(tmp_path):
 def test_what_is_open_stays_as_it_is(tmp_path):
     """Another process may read the same folder, and each of several that train does."""
     for color in ("black", "white"):
-        rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4), color)]}, datasets.Features({"image": datasets.Image()}))
+        rows = datasets.Dataset.from_dict(
+            {"image": [Image.new("RGB", (4, 4), color)]}, datasets.Features({"image": datasets.Image()})
+        )
         rows.to_parquet(tmp_path / "train.parquet")
         if color == "black":
             opened, _ = open_pictures(tmp_path)
@@ -136,6 +138,12 @@ def test_whole_number(value, error):
     assert _whole_number("size", np.int64(3)) == 3
 
 
+def test_rows_that_are_open_already():
+    rows = datasets.load_dataset(str(TOY_FACES), split="test")
+    assert np.array_equal(get_data(rows, limit=5, seed=3), get_data(split="test", limit=5, seed=3))
+    assert get_data(rows.select(range(4)), size=8).shape == (4, 3, 8, 8)
+
+
 def test_get_data_says_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder or file 'no/such/folder'"):
         get_data("no/such/folder")
@@ -162,7 +170,9 @@ def test_get_loader_too_few():
         get_loader(np.zeros((10, 3, 4, 4), dtype=np.float32), batch_size=0)
 
 
-@pytest.mark.parametrize("images", [np.full((3, 3, 8, 8), 0.5), torch.full((3, 3, 8, 8), 0.5, requires_grad=True)])
+@pytest.mark.parametrize(
+    "images", [np.full((3, 3, 8, 8), 0.5), torch.full((3, 3, 8, 8), 0.5, requires_grad=True)]
+)
 def test_show(images, tmp_path):
     show(images, n=2, path=tmp_path / "row.png", titles=["a", "b"])
     width, height = Image.open(tmp_path / "row.png").size

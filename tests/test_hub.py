@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from helpers import tiny
 from jupyter_client.manager import start_new_kernel
-from test_model import tiny
 
 from diffusion_utils import ROOT, Diffusion
 
@@ -26,7 +26,11 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self, status, body=b"", headers=()):
         body = json.dumps(body).encode() if isinstance(body, dict) else body
         self.send_response(status)
-        for name, value in {"Content-Length": len(body), "Content-Type": "application/json", **dict(headers)}.items():
+        for name, value in {
+            "Content-Length": len(body),
+            "Content-Type": "application/json",
+            **dict(headers),
+        }.items():
             self.send_header(name, str(value))
         self.end_headers()
         if self.command != "HEAD":
@@ -39,7 +43,10 @@ class Hub(BaseHTTPRequestHandler):
         elif self.path == "/api/repos/create":
             self.answer(200, {"url": f"http://{self.headers['Host']}/me/faces", "name": "me/faces"})
         elif "/preupload/" in self.path:
-            wanted = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]
+            wanted = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for f in json.loads(body)["files"]
+            ]
             self.answer(200, json.dumps({"files": wanted}).encode())
         elif "/commit/" in self.path:
             for line in body.splitlines():
@@ -55,7 +62,9 @@ class Hub(BaseHTTPRequestHandler):
         name = self.path.split("?")[0].rsplit("/", 1)[-1]
         if "/resolve/" in self.path and name in self.files:
             content = self.files[name]
-            self.answer(200, content, {"ETag": hashlib.sha256(content).hexdigest(), "X-Repo-Commit": self.commit})
+            self.answer(
+                200, content, {"ETag": hashlib.sha256(content).hexdigest(), "X-Repo-Commit": self.commit}
+            )
         elif "/nobody/" in self.path:
             self.answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         elif "/resolve/" in self.path:
@@ -96,8 +105,14 @@ def kernels(homes):
 
     def kernel(endpoint, **variables):
         if endpoint not in started:
-            environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-            environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(homes / str(len(started))), "PYTHONPATH": str(ROOT)}
+            environment = {
+                name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))
+            }
+            environment |= {
+                "HF_ENDPOINT": endpoint,
+                "HF_HOME": str(homes / str(len(started))),
+                "PYTHONPATH": str(ROOT),
+            }
             started[endpoint] = start_new_kernel(kernel_name="python3", env={**environment, **variables})
         return started[endpoint][1]
 
@@ -114,8 +129,12 @@ def run(kernels, tmp_path):
     def run(program, endpoint, token="", **variables):
         messages = []
         setting = f"import os; os.chdir({str(tmp_path)!r}); os.environ['HF_TOKEN'] = {token!r}\n"
-        kernels(endpoint, **variables).execute_interactive(setting + program, output_hook=messages.append, timeout=120)
-        messages = [message for message in messages if message["msg_type"] != "execute_input"]  # the program itself
+        kernels(endpoint, **variables).execute_interactive(
+            setting + program, output_hook=messages.append, timeout=120
+        )
+        messages = [
+            message for message in messages if message["msg_type"] != "execute_input"
+        ]  # the program itself
         assert TOKEN not in str([message["content"] for message in messages])
         printed = "".join(m["content"]["text"] for m in messages if m["content"].get("name") == "stdout")
         return printed, "".join(m["content"]["evalue"] for m in messages if m["msg_type"] == "error")
@@ -125,9 +144,10 @@ def run(kernels, tmp_path):
 
 PUBLISH = """
 from diffusion_utils import Diffusion
+from more.pictures import publish
 diffusion = Diffusion.from_pretrained("local")
 try:
-    diffusion.push_to_hub("me/faces")
+    publish(diffusion, "me/faces")
     print("published")
 except Exception as error:
     print(type(error).__name__, error)
@@ -155,7 +175,9 @@ def contents(folder):
 def test_publish_and_load(hub, run, folder, homes):
     before = contents(folder)
     assert run(PUBLISH, hub, TOKEN) == ("published\n", "")
-    assert {"config.json", "model.safetensors"} <= set(Hub.files) and Hub.files["model.safetensors"] == before["model.safetensors"]
+    assert {"config.json", "model.safetensors"} <= set(Hub.files) and Hub.files[
+        "model.safetensors"
+    ] == before["model.safetensors"]
     assert contents(folder) == before
     assert not any(TOKEN.encode() in content for content in Hub.files.values())
     kept = [path for where in (folder, homes) for path in where.rglob("*") if path.is_file()]

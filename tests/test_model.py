@@ -76,8 +76,12 @@ def test_combine():
         frequency = 1000 ** (i / 5)
         for k, v in enumerate([0.1, 0.7]):
             assert out[k, 12 + i].eq(out[k, 12 + i, 0, 0]).all()
-            assert out[k, 12 + i, 0, 0].item() == pytest.approx(math.sin(2 * math.pi * frequency * v), abs=1e-3)
-            assert out[k, 18 + i, 0, 0].item() == pytest.approx(math.cos(2 * math.pi * frequency * v), abs=1e-3)
+            assert out[k, 12 + i, 0, 0].item() == pytest.approx(
+                math.sin(2 * math.pi * frequency * v), abs=1e-3
+            )
+            assert out[k, 18 + i, 0, 0].item() == pytest.approx(
+                math.cos(2 * math.pi * frequency * v), abs=1e-3
+            )
 
 
 def test_residual():
@@ -86,11 +90,15 @@ def test_residual():
     assert torch.equal(block(x), block.cnn(x) + block.s(x)) and block(x).shape == (2, 6, 5, 5)
 
 
-@pytest.mark.parametrize("widths, depth, size", [((4, 8), 1, 6), ((4, 8, 12), 3, 16), ((4, 4, 4, 4, 4), 2, 16), ((8,), 2, 5)])
+@pytest.mark.parametrize(
+    "widths, depth, size", [((4, 8), 1, 6), ((4, 8, 12), 3, 16), ((4, 4, 4, 4, 4), 2, 16), ((8,), 2, 5)]
+)
 def test_unet_shapes(widths, depth, size):
     unet = UNet(widths, depth)
     assert unet(torch.rand(2, 2 * widths[0], size, size)).shape == (2, 3, size, size)
-    blocks = [layer for part in (unet.down, unet.middle, unet.up) for layer in part if isinstance(layer, Residual)]
+    blocks = [
+        layer for part in (unet.down, unet.middle, unet.up) for layer in part if isinstance(layer, Residual)
+    ]
     assert len(blocks) == depth * (2 * len(widths) - 1)
 
 
@@ -162,7 +170,9 @@ def test_a_model_that_predicts_v(tmp_path):
     again = Diffusion.from_pretrained(tmp_path)
     assert again.config.predicts == "v" and same(diffusion, again)
     assert torch.equal(generate(diffusion, n=2, steps=5, seed=0), generate(again, n=2, steps=5, seed=0))
-    assert not torch.equal(generate(again, n=2, steps=5, seed=0), generate(as_noise(again), n=2, steps=5, seed=0))
+    assert not torch.equal(
+        generate(again, n=2, steps=5, seed=0), generate(as_noise(again), n=2, steps=5, seed=0)
+    )
 
 
 def as_noise(diffusion):
@@ -224,7 +234,9 @@ def test_an_article_checkpoint_loads(tmp_path):
     """A folder as transformers 4 wrote it: pytorch_model.bin and a config without our numbers."""
     diffusion = article_model()
     torch.save(diffusion.state_dict(), tmp_path / "pytorch_model.bin")
-    (tmp_path / "config.json").write_text('{"architectures": ["Diffusion"], "transformers_version": "4.26.0"}')
+    (tmp_path / "config.json").write_text(
+        '{"architectures": ["Diffusion"], "transformers_version": "4.26.0"}'
+    )
     again, info = Diffusion.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert same(diffusion, again)
@@ -263,7 +275,12 @@ def test_the_shipped_models(folder, size, parameters):
     diffusion = Diffusion.from_pretrained(folder)
     assert diffusion.config.image_size == size and diffusion.num_parameters() == parameters
     assert not diffusion.training and diffusion.dtype == torch.float32
-    assert {path.name for path in folder.iterdir()} >= {"config.json", "model.safetensors", "README.md", "samples.png"}
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "samples.png",
+    }
     torch.manual_seed(0)
     pictures, noise = generate(diffusion, n=50, steps=10, seed=1), torch.rand(50, 3, size, size)
     held_out = get_data(split="test", limit=200, size=size)

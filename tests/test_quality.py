@@ -28,7 +28,9 @@ from more.quality import (
 
 
 def normal(n, d, seed, scale=1.0, shift=0.0):
-    return scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + shift
+    return (
+        scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + shift
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +61,17 @@ def test_labelled_faces(held_out):
     assert set(labels) == set(HEADS)
     assert labels["glasses"].tolist() == list(rows["glasses"])  # unshuffled, as the faces
     for name, answers in HEADS.items():
-        assert labels[name].shape == (1000,) and sorted(labels[name].unique().tolist()) == list(range(answers))
+        assert labels[name].shape == (1000,) and sorted(labels[name].unique().tolist()) == list(
+            range(answers)
+        )
         if name != "smile":
             assert answers == len(rows.features[name].names)
     smile = torch.tensor(rows["smile"][:])
     assert smile[labels["smile"] == 0].max() < -1 / 3 < 1 / 3 < smile[labels["smile"] == 2].min()
     same = {picture.numpy().tobytes() for picture in (255 * faces).round().byte()}
-    assert same == {picture.tobytes() for picture in (255 * get_data(split="test", size=32)).round().astype(np.uint8)}
+    assert same == {
+        picture.tobytes() for picture in (255 * get_data(split="test", size=32)).round().astype(np.uint8)
+    }
 
 
 def test_the_shipped_classifier(classifier, held_out):
@@ -82,7 +88,9 @@ def test_the_forms_of_the_classifier(classifier, held_out):
     faces, _ = held_out
     with torch.no_grad():
         scores = classifier(faces[:5])
-    assert {name: tuple(score.shape) for name, score in scores.items()} == {n: (5, k) for n, k in HEADS.items()}
+    assert {name: tuple(score.shape) for name, score in scores.items()} == {
+        n: (5, k) for n, k in HEADS.items()
+    }
     assert torch.equal(scores["hat"].argmax(1), attributes(classifier, faces[:5])["hat"])
 
 
@@ -158,7 +166,9 @@ def test_frechet_distance_with_correlations():
     product = c1 @ c2
     root = math.sqrt(np.trace(product) + 2 * math.sqrt(np.linalg.det(product)))
     expected = 1 + np.trace(c1) + np.trace(c2) - 2 * root
-    assert frechet_distance(with_moments(40, [1, 0], c1), with_moments(40, [0, 0], c2, 1)) == pytest.approx(expected)
+    assert frechet_distance(with_moments(40, [1, 0], c1), with_moments(40, [0, 0], c2, 1)) == pytest.approx(
+        expected
+    )
 
 
 def test_frechet_distance_of_few_and_flat_points():
@@ -184,6 +194,7 @@ def test_kernel_distance_by_hand():
 
 def true_kernel_distance(shift, scale, d):
     """Of N(shift, scale²) in each of d dimensions from N(0, 1), from the moments of a·b / d + 1."""
+
     def third(mean_a, var_a, mean_b, var_b):
         # s = Σ aᵢbᵢ of independent pairs; E[(s/d + 1)³] from the first three moments of aᵢbᵢ.
         a = [1, mean_a, var_a + mean_a**2, mean_a**3 + 3 * mean_a * var_a]
@@ -201,14 +212,19 @@ def true_kernel_distance(shift, scale, d):
 @pytest.mark.parametrize("n, m", [(3, 3), (4, 20), (30, 10)])
 def test_kernel_distance_is_unbiased(shift, scale, n, m):
     """The mean over many small samples is the true value, whatever their size."""
-    values = [kernel_distance(normal(n, 4, 2 * i, scale, shift), normal(m, 4, 2 * i + 1)) for i in range(2000)]
+    values = [
+        kernel_distance(normal(n, 4, 2 * i, scale, shift), normal(m, 4, 2 * i + 1)) for i in range(2000)
+    ]
     expected, error = true_kernel_distance(shift, scale, 4), np.std(values) / math.sqrt(len(values))
     assert abs(np.mean(values) - expected) < 4.5 * error
 
 
 def test_frechet_distance_is_biased():
     """And that is why both exist: it is far from 0 for few points of the same distribution."""
-    few, many = ([frechet_distance(normal(n, 16, 2 * i), normal(n, 16, 2 * i + 1)) for i in range(20)] for n in (40, 400))
+    few, many = (
+        [frechet_distance(normal(n, 16, 2 * i), normal(n, 16, 2 * i + 1)) for i in range(20)]
+        for n in (40, 400)
+    )
     assert min(few) > 4 * max(many)
 
 
@@ -252,7 +268,9 @@ def test_pixel_distance_against_the_definition():
     values, vectors = np.linalg.eigh(np.cov(a.T))
     root = vectors * np.sqrt(values) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ np.cov(b.T) @ root).clip(0)).sum()
-    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T)) + np.trace(np.cov(b.T)) - 2 * cross
+    expected = (
+        ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T)) + np.trace(np.cov(b.T)) - 2 * cross
+    )
     assert pixel_distance(one, two) == pytest.approx(expected, rel=1e-6)
 
 
@@ -302,7 +320,9 @@ def test_nearest():
     distances, places = nearest(pictures.numpy(), pictures)
     assert places.tolist() == list(range(20)) and distances.max() < 1e-5
     distances, _ = nearest(pictures[:4] + 0.01, pictures)
-    assert torch.allclose(distances, torch.full((4,), 0.01 * math.sqrt(3 * 8 * 8), dtype=torch.float64), atol=1e-4)
+    assert torch.allclose(
+        distances, torch.full((4,), 0.01 * math.sqrt(3 * 8 * 8), dtype=torch.float64), atol=1e-4
+    )
 
 
 # Against torchmetrics -------------------------------------------------------------------
@@ -336,7 +356,9 @@ def test_the_same_as_fid_of_torchmetrics(features):
 
     for x, y in cases(features):
         theirs = torchmetrics_says(FrechetInceptionDistance, x, y)
-        assert frechet_distance(x, y) == pytest.approx(float(theirs), rel=1e-5)  # theirs is rounded to float32
+        assert frechet_distance(x, y) == pytest.approx(
+            float(theirs), rel=1e-5
+        )  # theirs is rounded to float32
 
 
 def test_the_same_as_kid_of_torchmetrics(features):

@@ -65,10 +65,17 @@ def the_articles_model():
     return diffusion.eval()
 
 
-MODELS = {"small": model, "trained": lambda: Diffusion.from_pretrained(TOY_MODEL), "article": the_articles_model}
+MODELS = {
+    "small": model,
+    "trained": lambda: Diffusion.from_pretrained(TOY_MODEL),
+    "article": the_articles_model,
+}
 
 
-@pytest.mark.parametrize("name, counts", [("small", [1, 2, 3, 7, 10, 13, 20, 30, 49, 100]), ("trained", [5, 20]), ("article", [20])])
+@pytest.mark.parametrize(
+    "name, counts",
+    [("small", [1, 2, 3, 7, 10, 13, 20, 30, 49, 100]), ("trained", [5, 20]), ("article", [20])],
+)
 def test_the_same_as_the_article_to_the_bit(name, counts):
     diffusion = MODELS[name]()
     for steps in counts:
@@ -138,7 +145,10 @@ def test_ddim_with_all_the_answers():
         assert torch.equal(after, mix(image, noise, at(then))) and torch.equal(clean, image)
 
 
-@pytest.mark.parametrize("times, count", [([], 0), ([1.0], 0), ([1.0, 0.0], 1), ([1, 0.7, 0.2, 0], 3), (torch.linspace(1, 0, 6), 5)])
+@pytest.mark.parametrize(
+    "times, count",
+    [([], 0), ([1.0], 0), ([1.0, 0.0], 1), ([1, 0.7, 0.2, 0], 3), (torch.linspace(1, 0, 6), 5)],
+)
 @torch.no_grad()
 def test_sample_goes_along_the_times(times, count):
     asked, diffusion, start = [], model(), torch.randn(2, 3, 8, 8)
@@ -150,12 +160,18 @@ def test_sample_goes_along_the_times(times, count):
 
     steps = list(sample(ask, start, times))
     assert len(steps) == len(asked) == count
-    assert [time.flatten().tolist() for _, time in asked] == [pytest.approx([float(t)] * 2) for t in times[:count]]
+    assert [time.flatten().tolist() for _, time in asked] == [
+        pytest.approx([float(t)] * 2) for t in times[:count]
+    ]
     assert all(time.shape == (2, 1, 1, 1) for _, time in asked) and torch.equal(start, kept)
     for (noisy, time), (after, image), then in zip(asked, steps, times[1:]):
         noise, expected = predict(diffusion, noisy, time)
-        assert torch.equal(image, expected) and torch.allclose(after, mix(image, noise, at(float(then))), atol=1e-5)
-    assert all(torch.equal(before[0], noisy) for before, (noisy, _) in zip(steps, asked[1:]))  # each goes on from the one before
+        assert torch.equal(image, expected) and torch.allclose(
+            after, mix(image, noise, at(float(then))), atol=1e-5
+        )
+    assert all(
+        torch.equal(before[0], noisy) for before, (noisy, _) in zip(steps, asked[1:])
+    )  # each goes on from the one before
 
 
 @torch.no_grad()
@@ -214,17 +230,18 @@ def test_a_step_of_our_own():
         assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs))
     coarse = list(sample(ask, start, [(4 - step) / 4 for step in range(5)], step=ddim))
     assert not torch.allclose(coarse[-1][0], four[-1][0], atol=1e-2)
-    assert torch.equal(coarse[-1][0], list(sample(ask, start, [1, 0.75, 0.5, 0.25, 0]))[-1][0])  # it is the default
+    assert torch.equal(
+        coarse[-1][0], list(sample(ask, start, [1, 0.75, 0.5, 0.25, 0]))[-1][0]
+    )  # it is the default
 
 
 def test_the_times_of_the_article_to_the_bit():
     """With each number of steps, a step is asked to go from and to where the article's loop goes."""
     noisy = torch.zeros(1, 1, 1, 1)
     for steps in range(1, 150):
-        went = []
         times = [(steps - step) / steps for step in range(steps + 1)]
-        list(sample(None, noisy, times, step=lambda predict, noisy, *way: went.append(way) or (noisy, noisy)))
-        for step, (time, next_time) in enumerate(went):
+        went = sample(None, noisy, times, step=lambda predict, noisy, *way: (noisy, way))
+        for step, (_, (time, next_time)) in enumerate(went):
             expected = torch.full((1, 1, 1, 1), (steps - step) / steps)
             assert torch.equal(time, expected) and torch.equal(next_time, expected - 1 / steps), (steps, step)
 
@@ -269,7 +286,9 @@ def test_on_step():
 def test_the_same_as_ddim_of_diffusers(steps):
     """Their DDIM, with our rates and eta = 0, follows the same path."""
     diffusion, path = model(), []
-    generate(diffusion, n=2, steps=steps, seed=4, on_step=lambda step, noisy, image: path.append((noisy, image)))
+    generate(
+        diffusion, n=2, steps=steps, seed=4, on_step=lambda step, noisy, image: path.append((noisy, image))
+    )
 
     scheduler = DDIMScheduler(num_train_timesteps=steps, clip_sample=False)
     times = torch.arange(1, steps + 1) / steps

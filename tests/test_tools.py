@@ -1,6 +1,7 @@
 """The tools that write parts of lessons and of the README."""
 
 import nbformat
+import pytest
 import run_lessons
 import sync
 import tables
@@ -37,14 +38,18 @@ def _hidden():
 
 
 def texts():
-    found = sync.public(MODULE).items()
-    return {name: (sync.number(node), sync.without_docstrings(MODULE, node, *lines)) for name, (node, *lines) in found}
+    """What sync.py makes of MODULE: {name: (lesson, text)}."""
+    found = {}
+    for name, (node, start, end) in sync.public(MODULE).items():
+        found[name] = sync.number(node), sync.without_docstrings(MODULE, node, start, end)
+    return found
 
 
 def test_what_is_copied():
     number, double = texts()["double"]
     assert number == "01"
-    assert double == "@decorated\ndef double(x):\n    def inner(y):\n        return y\n\n    return 2 * inner(x)"
+    inner = "    def inner(y):\n        return y"
+    assert double == f"@decorated\ndef double(x):\n{inner}\n\n    return 2 * inner(x)"
     number, thing = texts()["Thing"]
     assert number == "02"
     assert thing == 'class Thing(Base):\n    size = 3\n\n    def grow(self):\n        """Grow."""'
@@ -92,7 +97,8 @@ def test_two_runs_leave_the_same_notebook():
     kinds = [states[f"{i:032}"]["state"]["_model_name"] for i in (1, 2, 3, 4)]
     assert kinds == ["HBoxModel", "HTMLModel", "IntSliderModel", "SliderStyleModel"]
     assert states[f"{3:032}"]["state"]["style"] == f"IPY_MODEL_{4:032}"
-    assert [cell.outputs[0].data[run_lessons.VIEW]["model_id"] for cell in one.cells] == [f"{1:032}", f"{3:032}"]
+    shown = [cell.outputs[0].data[run_lessons.VIEW]["model_id"] for cell in one.cells]
+    assert shown == [f"{1:032}", f"{3:032}"]
     assert [cell.id for cell in one.cells] == ["cell-0", "cell-1"]
     assert nbformat.writes(run_lessons.number_widgets(one)) == nbformat.writes(two)
 
@@ -107,7 +113,8 @@ def test_no_empty_widgets():
 def test_a_bar_shows_its_last_moment():
     run = notebook(*(4 * f"{i + 0x1234567:08x}" for i in range(4)))
     run_lessons.finish_bars(run)
-    assert [cell.outputs[0].data["text/plain"] for cell in run.cells] == ["100% 7/7 [00:01]", "IntSlider(value=3)"]
+    texts = [cell.outputs[0].data["text/plain"] for cell in run.cells]
+    assert texts == ["100% 7/7 [00:01]", "IntSlider(value=3)"]
 
 
 def test_seconds_change_only_with_reason():
@@ -137,10 +144,8 @@ def test_only_what_lies_between_the_marks_changes():
 
 
 def test_missing_marks_are_named():
-    try:
+    with pytest.raises(ValueError, match="the marks <!-- measured --> and <!-- /measured --> are missing"):
         tables.filled("<!-- lessons --> <!-- /lessons -->", {"lessons", "measured"})
-    except ValueError as error:
-        assert str(error) == "the marks <!-- measured --> and <!-- /measured --> are missing"
 
 
 RESULTS = """# Results
@@ -166,4 +171,5 @@ def test_results_in_words():
 
 
 def test_times_in_words():
-    assert [tables.about(seconds) for seconds in (1, 16, 38, 89, 91, 290)] == ["5 s", "15 s", "40 s", "90 s", "2 min", "5 min"]
+    times = ", ".join(map(tables.about, (1, 16, 38, 89, 91, 290)))
+    assert times == "5 s, 15 s, 40 s, 90 s, 2 min, 5 min"

@@ -25,7 +25,8 @@ def test_columns(rows):
     _, rows = rows
     assert isinstance(rows.features["image"], datasets.Image)
     kinds = {name: kind for name, kind in rows.features.items() if name != "image"}
-    assert {"hair_style", "hair_color", "skin_tone", "glasses", "smile", "background", "hat", "beard"} <= set(kinds)
+    needed = {"hair_style", "hair_color", "skin_tone", "glasses", "smile", "background", "hat", "beard"}
+    assert needed <= set(kinds)
     assert all(isinstance(kind, datasets.ClassLabel) or kind.dtype == "float32" for kind in kinds.values())
     assert all(picture.size == (64, 64) and picture.mode == "RGB" for picture in rows["image"])
 

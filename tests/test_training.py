@@ -63,7 +63,9 @@ def test_training_step():
     assert torch.allclose(diffusion.unet.out.weight, moved, atol=1e-6)
     assert all(parameter.grad is None for parameter in diffusion.parameters())
     assert rates.get_last_lr() == [0.05]
-    assert training.average.n_averaged == 1 and same(training.average.module, diffusion)  # the first is copied
+    assert training.average.n_averaged == 1 and same(
+        training.average.module, diffusion
+    )  # the first is copied
 
 
 def test_average_weights():
@@ -221,7 +223,11 @@ def test_the_order_follows_from_the_loaders_seed():
     assert first != second and sorted(first) == sorted(second)
     assert orders(loader(seed=0)) == orders(loader(seed=0), seed=5) == (first, second)
     assert orders(loader(seed=1)) != (first, second)
-    assert orders(loader(seed=None), seed=3) == orders(loader(seed=None), seed=3) != orders(loader(seed=None), seed=4)
+    assert (
+        orders(loader(seed=None), seed=3)
+        == orders(loader(seed=None), seed=3)
+        != orders(loader(seed=None), seed=4)
+    )
 
 
 @pytest.mark.parametrize("seed", [7, None])
@@ -308,7 +314,9 @@ def test_numbers_of_numpy_are_kept_as_plain_ones():
 
 def test_train():
     diffusion = tiny()
-    history = train(diffusion, loader(), epochs=60, lr=5e-3, warmup_steps=10, cosine_decay=True, ema_decay=0.9)
+    history = train(
+        diffusion, loader(), epochs=60, lr=5e-3, warmup_steps=10, cosine_decay=True, ema_decay=0.9
+    )
     assert len(history["loss"]) == len(history["lr"]) == 60 * 4
     assert history["lr"][0] == 0 and max(history["lr"]) == pytest.approx(5e-3) == history["lr"][10]
     assert history["lr"][-1] < 1e-5
@@ -327,7 +335,9 @@ def test_train_is_the_loop(uninterrupted):
     training = Training(tiny(), loader(), epochs=3, lr=5e-3, ema_decay=0.9)
     for step in training:
         if step == len(training):
-            raw, averaged = (generate(model, seed=0) for model in (training.diffusion, training.average.module))
+            raw, averaged = (
+                generate(model, seed=0) for model in (training.diffusion, training.average.module)
+            )
     assert torch.equal(generate(diffusion, seed=0), averaged) and not torch.equal(raw, averaged)
     assert raw.shape == averaged.shape == (5, 3, 8, 8)
 

@@ -1,6 +1,8 @@
-"""Render the README and all lessons as web pages in site/, with links between them.
+"""Render the README and all lessons as web pages, with links between them.
 
     python tools/make_site.py [folder]
+
+Without a folder they go to site/.
 """
 
 import re

@@ -56,8 +56,8 @@ def results(text):
     for section in text.split("\n## ")[1:]:
         title, kind = re.fullmatch(r"(.*) \((CPU|CUDA)\)", section.splitlines()[0]).groups()
         machine = section.splitlines()[2].split("; ")[1]
-        columns, _, *rows = ([c.strip() for c in line.strip("|").split("|")]
-                             for line in section.splitlines() if line.startswith("|"))  # fmt: skip
+        lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+        columns, _, *rows = [[cell.strip() for cell in line] for line in lines]
         found[title, kind] = machine, [dict(zip(columns, map(plain, row))) for row in rows]
     return found
 
@@ -98,8 +98,8 @@ def in_words(title, rows):
 def measured():
     found = results((ROOT / "benchmarks" / "results.md").read_text(encoding="utf-8"))
     kinds = sorted({kind for _, kind in found})
-    machines = [" / ".join(sorted({where for (_, k), (where, _) in found.items() if k == kind})) for kind in kinds]
-    rows = []
+    places = [{machine for (_, k), (machine, _) in found.items() if k == kind} for kind in kinds]
+    machines, rows = [" / ".join(sorted(names)) for names in places], []
     for path in sorted((ROOT / "benchmarks").glob("*.py")):
         source = path.read_text(encoding="utf-8")
         published = re.search(r'publish\(\s*"(.*?)"', source)
@@ -115,7 +115,8 @@ def measured():
 
 
 def targets():
-    found = re.findall(r"^([\w-]+).*:.*?## (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    found = re.findall(r"^([\w-]+).*:.*?## (.*)$", makefile, re.MULTILINE)
     return table(["`make …`", "What it does"], [[f"`{name}`", words] for name, words in found])
 
 
