@@ -38,9 +38,8 @@ TOY_MODEL = ROOT / "pretrained" / "toy_faces_32"  # the model that lesson 04 tra
 LARGE_MODEL = ROOT / "pretrained" / "toy_faces_64"  # one of the full size, trained by train.py
 
 # Recipes: all numbers that a training depends on. The article's, for a GPU, and five minutes' on a CPU.
-GPU_RECIPE = dict(
-    epochs=2000, lr=2e-4, weight_decay=1e-4, ema_decay=0.999, warmup_steps=0, cosine_decay=False, seed=0
-)
+GPU_RECIPE = dict(epochs=2000, lr=2e-4, weight_decay=1e-4, ema_decay=0.999)
+GPU_RECIPE |= dict(warmup_steps=0, cosine_decay=False, seed=0)
 CPU_RECIPE = GPU_RECIPE | dict(epochs=16, lr=3e-3, ema_decay=0.99, warmup_steps=100, cosine_decay=True)
 CPU_SHAPE = dict(image_size=32, widths=(16, 32, 64, 128), block_depth=1)  # on a GPU, DiffusionConfig's own
 
@@ -270,12 +269,13 @@ class DiffusionConfig(PretrainedConfig):
     def __init__(
         self, image_size=64, widths=(32, 64, 96, 128), block_depth=2, channels=3, predicts="noise", **kwargs
     ):
-        self.image_size, self.widths, self.block_depth = image_size, list(widths), block_depth
-        self.channels, self.predicts, deep = channels, predicts, len(widths) - 1
+        numbers = dict(image_size=image_size, block_depth=block_depth, channels=channels)
+        super().__init__(**{name: _whole_number(name, value) for name, value in numbers.items()}, **kwargs)
+        self.widths, self.predicts = [_whole_number("widths", width) for width in widths], predicts
+        deep = len(widths) - 1
         halved = f"image_size={image_size} cannot be halved {deep} times, which {deep + 1} widths need"
-        _check(image_size % 2**deep == 0, f"{halved}; try a multiple of {2**deep}")
+        _check(deep >= 0 and image_size % 2**deep == 0, f"{halved}; try a multiple of {2**deep}")
         _check(predicts in ("noise", "v"), f"predicts must be 'noise' or 'v', not {predicts!r}")
-        super().__init__(**kwargs)
 
 
 class _HubModel(PreTrainedModel):
@@ -353,8 +353,7 @@ def average_weights(diffusion, ema_decay):
 
     def update(averages, weights, n):
         n = int(average.n_averaged)
-        decay = min(ema_decay, (1 + n) / (10 + n))
-        get_ema_multi_avg_fn(decay)(averages, weights, n)
+        get_ema_multi_avg_fn(min(ema_decay, (1 + n) / (10 + n)))(averages, weights, n)
 
     average = AveragedModel(diffusion, multi_avg_fn=update)
     return average
@@ -386,8 +385,8 @@ class Training:
 
     len() is the number of steps, `step` how many are done. `history` has "loss" and "lr" of each
     step; until the end losses are tensors on the device, so that a GPU is not waited for. When all
-    steps are done, `diffusion` has the averaged weights; after a `break` it has the raw ones, and
-    `finish()` gives it the averaged ones.
+    steps are done, `diffusion` has the averaged weights; after a `break` it has the raw ones, the
+    next loop goes on, and `finish()` ends the training early, with the averaged ones.
 
     Raises TypeError or ValueError that says what is wrong with the recipe.
     """
@@ -541,9 +540,10 @@ def _check_recipe(recipe):
     unknown = sorted(recipe.keys() - GPU_RECIPE.keys())
     _check(not unknown, f"a recipe has no {unknown}, only {list(GPU_RECIPE)}", TypeError)
     _whole_number("epochs", recipe["epochs"])
-    fits = all(value >= 0 for value in recipe.values()) and recipe["ema_decay"] < 1
-    _check(fits, f"a recipe needs numbers of 0 or more, and ema_decay below 1, not {recipe}")
-    return {name: type(GPU_RECIPE[name])(value) for name, value in recipe.items()}
+    plain = {name: type(GPU_RECIPE[name])(value) for name, value in recipe.items()}
+    fits = all(0 <= value == recipe[name] < math.inf for name, value in plain.items())
+    _check(fits and plain["ema_decay"] < 1, f"a recipe's numbers are 0 or more, ema_decay below 1: {recipe}")
+    return plain
 
 
 def _check_data(data, batch_size):
@@ -586,9 +586,9 @@ def _read_picture(file, size):
     file when it is not a picture, or not a whole one.
     """
     try:
-        picture = datasets.Image().decode_example(file)
+        picture = datasets.Image().decode_example(file or {"path": None, "bytes": None})
     except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
-        name = Path(file["path"] or "a picture").name
+        name = Path((file or {}).get("path") or "a picture").name
         why = "it is no picture" if isinstance(error, UnidentifiedImageError) else _reason(error)
         raise ValueError(f"{name} cannot be read ({why})") from error
     with picture:

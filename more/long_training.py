@@ -1,7 +1,8 @@
 """What a training of hours or days needs around its loop, in the order of lesson 10.
 
-Lesson 10  fast_accelerator, compiles, fingerprint, settings, checkpoints, remove, save_checkpoint,
-           load_checkpoint, look, stop_button, enough_memory, progress, finish, carry_on
+Lesson 10  fast_accelerator, compiles, fingerprint, settings, checkpoints, remove, parts,
+           save_checkpoint, load_checkpoint, prepare_folder, look, stop_button, enough_memory,
+           progress, finish, carry_on
 
     training = Training(diffusion, loader, accelerator=fast_accelerator(), **GPU_RECIPE)
     for step in carry_on(training, "my_checkpoints"):
@@ -116,6 +117,13 @@ def remove(checkpoint):
         checkpoint.rmdir()
 
 
+def parts(training):
+    """The parts of a training that change, by name; each has a state_dict. Lesson 10."""
+    named = {"raw": training.diffusion, "average": training.average.module, "optimizer": training.optimizer,
+             "rates": training.rates, "scaler": training.accelerator.scaler}  # fmt: skip
+    return {name: part for name, part in named.items() if part is not None}
+
+
 def save_checkpoint(training, folder, keep=2):
     """Write the checkpoint `step-...` into `folder`, and keep the last ones. Lesson 10.
 
@@ -128,7 +136,7 @@ def save_checkpoint(training, folder, keep=2):
     """
     final = Path(folder, f"step-{training.step:08}")
     draft, average = Path(folder, f"unfinished-{os.urandom(4).hex()}"), training.average.module
-    state = {name: part.state_dict() for name, part in _parts(training).items()}
+    state = {name: part.state_dict() for name, part in parts(training).items()}
     state |= {"settings": settings(training), "history": training.history}
     try:
         draft.mkdir(parents=True)
@@ -153,13 +161,6 @@ def save_checkpoint(training, folder, keep=2):
         remove(old)
 
 
-def _parts(training):
-    """The parts of a training that change, by name; each has a state_dict."""
-    parts = {"raw": training.diffusion, "average": training.average.module, "optimizer": training.optimizer,
-             "rates": training.rates, "scaler": training.accelerator.scaler}  # fmt: skip
-    return {name: part for name, part in parts.items() if part is not None}
-
-
 def load_checkpoint(training, folder):
     """Go on from the newest checkpoint in `folder`, if there is one. Lesson 10.
 
@@ -182,16 +183,19 @@ def load_checkpoint(training, folder):
         other += [f"{step} steps done, more than {len(training)}"] if step > len(training) else []
         other += [] if all(kept in ((), shape) for kept, shape in memory) else ["weights of other shapes"]
         _check(not other, f"folder: {folder} holds another training: {'; '.join(other)}. Take another folder")
-        for name in _parts(training).keys() & state.keys():  # another machine may need no scaler, or need one
-            _parts(training)[name].load_state_dict(state[name])
+        for name in parts(training).keys() & state.keys():  # another machine may need no scaler, or need one
+            parts(training)[name].load_state_dict(state[name])
         training.average.n_averaged.fill_(step)
         training.step, training.history = step, history
         return
     _check(not found, f"folder: no checkpoint in {folder} can be read; take another folder")
 
 
-def _prepare(training, folder):
-    """Carry on, if there is something; and say now, not at the first checkpoint, what will not work."""
+def prepare_folder(training, folder):
+    """Make the folder, tidy it up, load the newest checkpoint; say now what will not work later. Lesson 10.
+
+    Raises what `carry_on` raises at its start.
+    """
     old = [path for path in Path(folder).glob("step-" + 8 * "[0-9]") if (path / "raw").is_dir()]
     _check(not old, f"folder: {folder} is of an earlier version of the course; take another folder")
     try:
@@ -292,7 +296,7 @@ def carry_on(training, folder, every=1000):
     the GPU's memory. (After a `break`, Python can only print an error, not raise it.)
     """
     every, main = _whole_number("every", every), training.accelerator.is_main_process
-    _prepare(training, folder)
+    prepare_folder(training, folder)
     start = time.perf_counter() - training.history.get("seconds", 0)
     size, left = training.loader.total_batch_size, False
     with progress(training) as bar, stop_button() as stop, enough_memory(size):
