@@ -542,7 +542,7 @@ def _check_recipe(recipe):
     _whole_number("epochs", recipe["epochs"])
     plain = {name: type(GPU_RECIPE[name])(value) for name, value in recipe.items()}
     fits = all(0 <= value == recipe[name] < math.inf for name, value in plain.items())
-    _check(fits and plain["ema_decay"] < 1, f"a recipe's numbers are 0 or more, ema_decay below 1: {recipe}")
+    _check(fits and plain["ema_decay"] < 1, f"a recipe needs numbers of 0 or more, ema_decay < 1: {recipe}")
     return plain
 
 

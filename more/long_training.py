@@ -1,7 +1,7 @@
 """What a training of hours or days needs around its loop, in the order of lesson 10.
 
 Lesson 10  fast_accelerator, compiles, fingerprint, settings, checkpoints, remove, parts,
-           save_checkpoint, load_checkpoint, prepare_folder, look, stop_button, enough_memory,
+           save_checkpoint, load_checkpoint, prepare_folder, fetch_losses, stop_button, enough_memory,
            progress, finish, carry_on
 
     training = Training(diffusion, loader, accelerator=fast_accelerator(), **GPU_RECIPE)
@@ -213,7 +213,7 @@ def prepare_folder(training, folder):
     _check(len(set(steps)) == 1, alone)
 
 
-def look(training):
+def fetch_losses(training):
     """Fetch the losses from the device; returns the mean of the last 50. Lesson 10.
 
     Raises FloatingPointError that names the step when one is not finite, or a weight is not.
@@ -309,7 +309,7 @@ def carry_on(training, folder, every=1000):
             training.history["seconds"] = time.perf_counter() - start
             last = left or stop.is_set() or step == len(training)
             if last or step % every == 0 or step % 100 == 0:
-                bar.set_postfix(step=step, loss=f"{look(training):.3f}", refresh=False)
+                bar.set_postfix(step=step, loss=f"{fetch_losses(training):.3f}", refresh=False)
             if main and (last or step % every == 0):
                 save_checkpoint(training, folder)
             if last:

@@ -187,3 +187,10 @@ def test_show_never_blocks(monkeypatch):
     show(torch.zeros(1, 3, 4, 4) - 7)  # out of range: clipped, no warning
     plt.close("all")
     assert calls == [{"block": False}]
+
+
+def test_a_row_without_a_picture_is_left_out():
+    kinds = datasets.Features({"image": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": [gradient(), None, gradient()]}, kinds)
+    with pytest.warns(UserWarning, match="1 of 3 pictures are left out, the first: a picture cannot be read"):
+        assert get_data(rows, size=8).shape == (2, 3, 8, 8)
