@@ -351,8 +351,8 @@ def average_weights(diffusion, ema_decay):
     initial weights are soon forgotten. BatchNorm's statistics are copied.
     """
 
-    def update(averages, weights, n):
-        n = int(average.n_averaged)
+    def update(averages, weights, _):
+        n = int(average.n_averaged)  # of the average that is made below
         get_ema_multi_avg_fn(min(ema_decay, (1 + n) / (10 + n)))(averages, weights, n)
 
     average = AveragedModel(diffusion, multi_avg_fn=update)
@@ -361,13 +361,13 @@ def average_weights(diffusion, ema_decay):
 
 def training_step(training, batch):
     """Learn from a batch: loss, gradients, optimizer, learning rate, average. Returns the loss. Lesson 04."""
-    loss = training.game(batch)
+    loss = training.loss(batch)
     training.accelerator.backward(loss)  # in float16 it also scales the gradients
     training.optimizer.step()
     training.optimizer.zero_grad()
     training.rates.step()
     training.average.update_parameters(training.diffusion)
-    return training.accelerator.reduce(loss.detach(), "mean")
+    return training.accelerator.reduce(loss.detach(), "mean")  # of all GPUs, if there are several
 
 
 class Training:
@@ -401,16 +401,16 @@ class Training:
         kind = "cosine" if self.recipe["cosine_decay"] else "constant_with_warmup"
         self.rates = get_scheduler(kind, optimizer, warmup, self.recipe["epochs"] * len(loader))
         loader, self.order = _own_order(loader, self.recipe["seed"])
-        game = nn.ModuleDict({"diffusion": diffusion})  # Accelerate prepares the loss with all it calls
-        game.forward = partial(loss, diffusion)
-        self.game, self.optimizer, self.loader = self.accelerator.prepare(game, optimizer, loader)
+        asked = nn.ModuleDict({"diffusion": diffusion})  # a module, since `prepare` knows only those
+        asked.forward = partial(loss, diffusion)
+        self.loss, self.optimizer, self.loader = self.accelerator.prepare(asked, optimizer, loader)
 
     def __len__(self):
         return self.recipe["epochs"] * len(self.loader)
 
     def __iter__(self):
         while self.step < len(self):
-            epoch, place = divmod(self.step, len(self.loader))
+            epoch, place = divmod(self.step, len(self.loader))  # place: where in the epoch we are
             self.order(epoch)
             for batch in islice(self.loader, place, None):
                 torch.manual_seed(_seed(self.recipe["seed"], self.step, self.accelerator.process_index))

@@ -537,9 +537,9 @@ accelerator = fast_accelerator(mixed_precision="bf16", dynamo_backend="eager")
 training = Training(diffusion, loader(), accelerator=accelerator, epochs=30, lr=5e-3)
 handle = diffusion.unet.out.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
 with torch.no_grad():
-    loss = training.game(torch.rand(8, 3, 8, 8))
+    loss = training.loss(torch.rand(8, 3, 8, 8))
 handle.remove()
-assert type(training.game).__name__ == "OptimizedModule" and loss.dtype == torch.float32
+assert type(training.loss).__name__ == "OptimizedModule" and loss.dtype == torch.float32
 assert seen == [torch.bfloat16], seen
 for _ in carry_on(training, folder, every=60):
     pass
