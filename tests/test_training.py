@@ -54,7 +54,7 @@ def test_training_step():
 
     rates = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     training = SimpleNamespace(
-        diffusion=diffusion, game=partial(l1_loss, diffusion), optimizer=optimizer, rates=rates,
+        diffusion=diffusion, loss=partial(l1_loss, diffusion), optimizer=optimizer, rates=rates,
         average=average_weights(diffusion, 0.9), accelerator=Accelerator(cpu=True),
     )  # fmt: skip
     torch.manual_seed(1)
