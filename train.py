@@ -85,6 +85,8 @@ def main():
         plt.plot(training.history["loss"], linewidth=0.5)
         plt.gca().set(xlabel="step", ylabel="loss", ylim=(0, 1))
         plt.savefig(options.output / "loss.png")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()  # a process that just leaves may crash the others
 
 
 if __name__ == "__main__":

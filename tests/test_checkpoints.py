@@ -683,6 +683,8 @@ for _ in carry_on(training, f"{sys.argv[1]}/{PartialState().num_processes}"):
     pass
 torch.save((seen, diffusion.state_dict(), training.history["loss"]),
            f"{sys.argv[1]}/{PartialState().num_processes}-{PartialState().process_index}.pt")
+training.accelerator.wait_for_everyone()
+training.accelerator.end_training()
 """)
     finished(run(None, str(program), str(tmp_path)))
     finished(run(None, *TORCHRUN, str(program), str(tmp_path)))
