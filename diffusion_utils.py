@@ -7,7 +7,7 @@ Lesson 04  training:  DiffusionConfig, Diffusion, l1_loss, average_weights, trai
 Lesson 05  sampling:  predict, denormalize, starting_noise, ddim, sample, generate
 
 This file needs no other of the course: copy it, and you can load pictures, train, save and
-draw. What begins with an underscore is not taught: checks, the hub and caches, at the end.
+draw. What begins with an underscore is not taught: checks, the hub, caches and the hardware, at the end.
 
 Pictures are float32 tensors or arrays of shape (N, 3, S, S): N pictures, three colour
 channels (red, green, blue), S rows, S columns. Values lie in [0, 1].
@@ -16,7 +16,7 @@ channels (red, green, blue), S rows, S columns. Values lie in [0, 1].
 import copy
 import math
 import warnings
-from functools import partial
+from functools import cache, partial
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -25,6 +25,8 @@ import huggingface_hub
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DataLoaderConfiguration, parse_choice_from_env, parse_flag_from_env
 from matplotlib import pyplot as plt
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
@@ -35,6 +37,7 @@ from transformers import PretrainedConfig, PreTrainedModel, get_scheduler
 ROOT = Path(__file__).resolve().parent
 TOY_FACES = ROOT / "data" / "toy_faces"  # the pictures that ship with the course
 TOY_MODEL = ROOT / "pretrained" / "toy_faces_32"  # the model that lesson 04 trains on them
+HOUR_MODEL = ROOT / "pretrained" / "toy_faces_32_hour"  # the same network, trained for a good hour
 LARGE_MODEL = ROOT / "pretrained" / "toy_faces_64"  # one of the full size, trained by train.py
 
 # Recipes: all numbers that a training depends on. The article's, for a GPU, and five minutes' on a CPU.
@@ -114,7 +117,7 @@ def get_loader(data, batch_size=64, seed=None):
     in every run. Raises ValueError for other numbers or shapes, and when there are fewer
     pictures than one batch.
     """
-    _check_data(data, batch_size)
+    _check_data(data, _whole_number("batch_size", batch_size))
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return torch.utils.data.DataLoader(data, batch_size, shuffle=True, drop_last=True, generator=generator)
 
@@ -299,9 +302,8 @@ class _HubModel(PreTrainedModel):
         except Exception as error:  # safetensors, pickle and torch have no common class for a torn file
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"{name}: there is no model that can be loaded ({_reason(error)})") from error
-        wrong, missing = sorted(info["mismatched_keys"]), sorted(info["missing_keys"])
-        _check(not wrong, f"{name}: weights do not fit config.json: {wrong[:1]} and others")
-        _check(not missing, f"{name} lacks the weights {missing}")
+        wrong = sorted(info["mismatched_keys"]) + sorted(info["missing_keys"])
+        _check(not wrong, f"{name}: weights are missing, or do not fit config.json: {wrong[:3]}")
         return (model, info) if kwargs.get("output_loading_info") else model
 
 
@@ -393,9 +395,9 @@ class Training:
 
     def __init__(self, diffusion, loader, *, loss=l1_loss, accelerator=None, **recipe):
         self.recipe, self.step, self.history = _check_recipe(GPU_RECIPE | recipe), 0, {"loss": [], "lr": []}
-        self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
-        self.diffusion = diffusion.to(self.accelerator.device).train()
-        self.average = average_weights(diffusion, self.recipe["ema_decay"])
+        self.accelerator = accelerator or _accelerator()
+        self.diffusion = diffusion.to(self.accelerator.device, memory_format=_layout(self.accelerator))
+        self.average = average_weights(diffusion.train(), self.recipe["ema_decay"])
         lr, weight_decay, warmup = (self.recipe[name] for name in ("lr", "weight_decay", "warmup_steps"))
         optimizer = torch.optim.AdamW(diffusion.parameters(), lr, weight_decay=weight_decay, fused=True)
         kind = "cosine" if self.recipe["cosine_decay"] else "constant_with_warmup"
@@ -410,9 +412,8 @@ class Training:
 
     def __iter__(self):
         while self.step < len(self):
-            epoch, place = divmod(self.step, len(self.loader))  # place: where in the epoch we are
-            self.order(epoch)
-            for batch in islice(self.loader, place, None):
+            self.order(self.step // len(self.loader))  # that of the epoch
+            for batch in islice(self.loader, self.step % len(self.loader), None):
                 torch.manual_seed(_seed(self.recipe["seed"], self.step, self.accelerator.process_index))
                 self.history["lr"] += self.rates.get_last_lr()
                 self.history["loss"].append(training_step(self, batch))
@@ -423,6 +424,7 @@ class Training:
     def finish(self):
         self.history["loss"] = [float(loss) for loss in self.history["loss"]]
         self.diffusion.load_state_dict(self.average.module.state_dict())
+        self.diffusion.to(memory_format=torch.contiguous_format)
 
 
 def train(diffusion, loader, epochs=2000, **options):
@@ -455,9 +457,8 @@ def predict(diffusion, noisy, time):
 
 def denormalize(diffusion, image):
     """Undo `diffusion.norm`: normalised (N, 3, S, S) back to colours in [0, 1]. Lesson 05."""
-    mean = diffusion.norm.running_mean.reshape(1, -1, 1, 1)
-    std = (diffusion.norm.running_var**0.5).reshape(1, -1, 1, 1)
-    return (mean + image * std).clip(0.0, 1.0)
+    mean, variance = diffusion.norm.running_mean[:, None, None], diffusion.norm.running_var[:, None, None]
+    return (mean + image * variance**0.5).clip(0.0, 1.0)
 
 
 def starting_noise(diffusion, n, seed=None):
@@ -495,31 +496,90 @@ def sample(predict, noisy, times, step=ddim):
 
 
 @torch.no_grad()
-def generate(diffusion, n=5, steps=20, seed=None, *, noise=None, on_step=None):
-    """Draw `n` pictures (n, 3, S, S) in [0, 1] from noise, in `steps` steps of DDIM. Lesson 05.
+def generate(diffusion, n=5, steps=20, seed=None, *, noise=None, on_step=None, exact=False, sampler=ddim):
+    """Draw `n` pictures (n, 3, S, S) in [0, 1] from noise, in `steps` steps. Lesson 05.
 
-    The same `seed` gives the same pictures; with `noise` (n, 3, S, S) you choose what to
-    start from. `on_step(step, noisy, image)` is called after each step, from 1 on, with the
-    picture so far and the clean picture predicted from it, both (n, 3, S, S) in [0, 1]. The
-    model's train or eval mode is left as it was.
+    `steps` may also be the times themselves, a list from 1 to 0 as `sample` takes it, and
+    `sampler` another step than `ddim`, see lesson 11. The same `seed` gives the same pictures;
+    with `noise` (n, 3, S, S) you choose what to start from. `on_step(step, noisy, image)` is
+    called after each step, from 1 on, with the picture so far and the clean picture predicted
+    from it, both (n, 3, S, S) in [0, 1]. On a CPU that computes with 16 bits the network does so,
+    unless all shall be `exact`: pixels then differ by a few thousandths. The model's train or
+    eval mode is left as it was.
 
-    Raises TypeError or ValueError for `n` or `steps` that are not whole numbers of 1 or more.
+    Raises TypeError or ValueError for `n` or `steps` that are not whole numbers of 1 or more, TypeError
+    for a `sampler` that is no function.
     """
-    n, steps = _whole_number("n", n), _whole_number("steps", steps)
-    start = starting_noise(diffusion, n, seed) if noise is None else noise.to(diffusion.device)
-    times = [(steps - step) / steps for step in range(steps + 1)]
+    n, times = _whole_number("n", n), steps
+    if not isinstance(steps, (list, tuple)):
+        steps = _whole_number("steps", steps)
+        times = [(steps - step) / steps for step in range(steps + 1)]
+    _check(len(times) > 1, f"steps: two times make a step, {times} has fewer")
+    _check(callable(sampler), f"sampler: {sampler!r} is no step such as ddim, see more.samplers", TypeError)
+    layout = torch.preserve_format if exact else _layout(diffusion)
+    noise = starting_noise(diffusion, n, seed) if noise is None else noise
+    start = noise.to(diffusion.device, memory_format=layout)
     was_training = diffusion.training
     diffusion.eval()  # BatchNorm: use the statistics learned, do not learn from samples
     try:
-        for step, (noisy, image) in enumerate(sample(partial(predict, diffusion), start, times), 1):
-            if on_step is not None:
-                on_step(step, denormalize(diffusion, noisy), denormalize(diffusion, image))
+        with torch.autocast(diffusion.device.type, torch.bfloat16, enabled=layout is torch.channels_last):
+            path = sample(partial(predict, diffusion), start, times, sampler)
+            for step, (noisy, image) in enumerate(path, 1):
+                if on_step is not None:
+                    on_step(step, denormalize(diffusion, noisy), denormalize(diffusion, image))
     finally:
         diffusion.train(was_training)
-    return denormalize(diffusion, image)
+    return denormalize(diffusion, image).contiguous()
 
 
-# Not taught: checks, caches, the hub, and what a training notes ---------------------------------
+# Not taught: the hardware, checks, caches, the hub, and what a training notes -------------------
+
+
+def _computes_bf16(device):
+    """Whether `device` is a CPU with instructions for bfloat16: AVX-512 BF16, which all with AMX have too."""
+    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+
+
+def _layout(user):
+    """The order of the numbers in memory that is fast for `user`, an accelerator or a model."""
+    fast = _computes_bf16(user.device) and getattr(user, "mixed_precision", "bf16") == "bf16"
+    return torch.channels_last if fast else torch.preserve_format
+
+
+@cache
+def _agrees(device):
+    """Whether `device` finds the CPU's gradients: with some versions of PyTorch, Apple's GPU does not."""
+    with torch.random.fork_rng(devices=[]):
+        network, images, gradients = Residual(3, 8), torch.rand(4, 3, 8, 8), []
+    for place in ("cpu", device):
+        loss = network.to(place)(images.to(place)).square().mean()
+        gradients.append(torch.autograd.grad(loss, network.parameters()))
+    agrees = all(torch.allclose(one, two.cpu(), rtol=0.01, atol=1e-4) for one, two in zip(*gradients))
+    if not agrees:
+        warnings.warn(f"{device} gives wrong gradients, the CPU is used; try a newer PyTorch", stacklevel=4)
+    return agrees
+
+
+def _device():
+    """Where to compute: CUDA, Apple's GPU where it computes right, else the CPU."""
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available() and _agrees("mps")
+    return PartialState(not gpu or parse_flag_from_env("ACCELERATE_USE_CPU")).device
+
+
+def _accelerator(**options):
+    """Accelerate, set up for the machine at hand: where to compute, and how precisely.
+
+    In 16 bits where CUDA or the CPU does so natively: bfloat16, or float16 with scaled gradients.
+    Several processes, started by torchrun, share each batch. Accelerate's environment variables
+    go first, and before them `options`, which are its own.
+    """
+    device = torch.device("cpu") if options.get("cpu") else _device()
+    cuda_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    native = "bf16" if cuda_bf16 or _computes_bf16(device) else "fp16" if device.type == "cuda" else "no"
+    precision = parse_choice_from_env("ACCELERATE_MIXED_PRECISION", native)
+    options = {"dataloader_config": DataLoaderConfiguration(split_batches=True), **options}
+    AcceleratorState._reset_state()  # else it keeps the precision of the first one in this process
+    return Accelerator(**{"cpu": device.type == "cpu", "mixed_precision": precision, **options})
 
 
 def _check(right, sentence, error=ValueError):
@@ -546,13 +606,11 @@ def _check_recipe(recipe):
     return plain
 
 
-def _check_data(data, batch_size):
-    """Raise TypeError or ValueError unless `data` are pictures, and fill a batch."""
-    n = _whole_number("batch_size", batch_size)
+def _check_data(data, n):
+    """Raise TypeError or ValueError unless `data` are pictures, and fill a batch of `n`."""
     if hasattr(data, "shape"):
-        kind, shape = data.dtype, tuple(data.shape)
-        fits = len(shape) == 4 and shape[1] == 3 and kind in (np.float32, torch.float32)
-        _check(fits, f"data: float32 of shape (N, 3, S, S) is needed, not {kind} of {shape}")
+        fits = data.ndim == 4 and data.shape[1] == 3 and data.dtype in (np.float32, torch.float32)
+        _check(fits, f"data: float32 of shape (N, 3, S, S) is needed, not {data.dtype}, {tuple(data.shape)}")
         low, high = (data.min(), data.max()) if len(data) else (0, 1)
         _check(0 <= low and high <= 1, f"data: values must lie in [0, 1], not from {low} to {high}")
     _check(len(data) >= n, f"data: {len(data)} pictures do not fill one batch; batch_size={n} is too large")

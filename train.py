@@ -11,7 +11,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from matplotlib import pyplot as plt
 
 from diffusion_utils import (
@@ -20,12 +19,14 @@ from diffusion_utils import (
     Diffusion,
     DiffusionConfig,
     Training,
+    _accelerator,
+    _device,
     generate,
     get_data,
     get_loader,
     show,
 )
-from more.long_training import carry_on, compiles, fast_accelerator
+from more.long_training import carry_on, compiles
 from more.pictures import Pictures
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,8 +74,8 @@ def main():
         if options.lazy
         else get_data(options.data, limit=options.limit, **where)
     )
-    compiled = torch.cuda.is_available() and compiles(PartialState().device)
-    accelerator = fast_accelerator(dynamo_backend="inductor" if compiled else "no")
+    compiled = torch.cuda.is_available() and compiles(_device())
+    accelerator = _accelerator(dynamo_backend="inductor" if compiled else "no")
     training = Training(diffusion, get_loader(data, options.batch_size), accelerator=accelerator, **recipe)
     for _ in carry_on(training, options.output / "checkpoints", options.checkpoint_every):
         pass

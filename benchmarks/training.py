@@ -1,71 +1,115 @@
-"""Training speed and memory at 64×64: the loop as the original article describes it, against `Training`.
+"""Training speed and memory: the loop as the original article describes it, against `Training`, and each of its switches.
 
-    python benchmarks/training.py          five minutes on two CPU cores
+    python benchmarks/training.py          ten minutes on two CPU cores
 
-Both train the full 64×64 model on the same batches of 64. On CUDA, each switch of
-`fast_accelerator` is measured as well, and the full recipe's time is extrapolated.
+At 64×64 the full model on batches of 64, at 32×32 lesson 04's on batches of 32; each side in a process of
+its own. `Training` chooses by itself, the other rows by hand. On CUDA, compiling is measured as
+well, and the full recipe's time is extrapolated.
 """
 
+import os
+import subprocess
+import sys
 import time
 
 import torch
-from common import articles_loop, fresh, memory, publish, spread
+from common import ROOT, articles_loop, fresh, memory, publish, spread
 
 CUDA = torch.cuda.is_available()
-BATCHES, WARM_UP, STEPS, REPEATS = (46, 46, 20 * 46, 3) if CUDA else (2, 0, 4, 5)
+WARM_UP, STEPS, REPEATS = (46, 20 * 46, 3) if CUDA else (2, {64: 4, 32: 40}, 3)
 
 
-def prepare():
-    from diffusion_utils import Diffusion, DiffusionConfig, get_data, get_loader
+def prepare(size):
+    from diffusion_utils import CPU_SHAPE, Diffusion, DiffusionConfig, get_data, get_loader
 
     torch.manual_seed(0)
-    return Diffusion(DiffusionConfig()), get_loader(get_data(limit=64 * BATCHES), 64)
+    batch_size = 64 if size == 64 else 32
+    data = get_data(limit=batch_size * (46 if CUDA else 8), size=size)
+    return Diffusion(DiffusionConfig(**({} if size == 64 else CPU_SHAPE))), get_loader(data, batch_size)
 
 
-def measure(loop, wait):
+def measure(loop, size, batch_size, wait=lambda: None):
     """Images/s of a training loop after its first WARM_UP steps, and peak memory; `wait()` waits for the GPU."""
-    start = time.perf_counter()
+    steps = STEPS if CUDA else STEPS[size]
     for step, _ in enumerate(loop, 1):
         if step == WARM_UP:
             wait()
             start = time.perf_counter()
-        if step == WARM_UP + STEPS:
+        if step == WARM_UP + steps:
             break
     wait()
-    speed = STEPS * 64 / (time.perf_counter() - start)
+    speed = steps * batch_size / (time.perf_counter() - start)
     return speed, torch.cuda.max_memory_allocated() / 2**20 if CUDA else memory()
 
 
-def article():
-    return measure(articles_loop(*prepare()), wait=lambda: None)  # it waits for each loss
+def article(size):
+    diffusion, loader = prepare(size)
+    return measure(articles_loop(diffusion, loader), size, loader.batch_size)  # it waits for each loss
 
 
-def course(fast=False, **switches):
-    """`Training`; with the accelerator of lesson 10 if `fast`, and these switches of it."""
-    from diffusion_utils import Training
-    from more.long_training import fast_accelerator
+def course(size, by_hand=False, channels_last=False, bf16=False, **switches):
+    """`Training` as it is, or with these switches."""
+    from diffusion_utils import Training, _accelerator, l1_loss
 
-    diffusion, loader = prepare()
-    accelerator = fast_accelerator(**switches) if fast else None
-    training = Training(diffusion, loader, accelerator=accelerator, epochs=(WARM_UP + STEPS) // BATCHES)
-    return measure(training, wait=lambda: float(training.history["loss"][-1]))
+    def loss(diffusion, images):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return l1_loss(diffusion, images)
+
+    diffusion, loader = prepare(size)
+    options = {}
+    if by_hand:
+        layout = torch.channels_last if channels_last else torch.preserve_format
+        diffusion.to(memory_format=layout)
+        options = {"loss": loss, "accelerator": _accelerator(**{"mixed_precision": "no", **switches})}
+    training = Training(diffusion, loader, epochs=100, **options)
+    wait = lambda: float(training.history["loss"][-1])  # noqa: E731
+    speed, peak = measure(training, size, loader.batch_size, wait)
+    return speed, peak, training.accelerator.is_main_process
 
 
-if __name__ == "__main__":
-    sides = {"the article's loop": (article, {}), "`Training`": (course, {})}
+def two_processes(size):
+    """`Training` in two processes of one thread, which share each batch."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        __file__,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    output = subprocess.run(
+        [*command, str(size)], env=environment, check=True, capture_output=True, text=True
+    )
+    speed, peak = map(float, output.stdout.split())
+    return speed, 2 * peak
+
+
+def sides(size):
+    found = {"the article's loop": (article, {}), "`Training`": (course, {})}
     if CUDA:
-        for precision in (
-            "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16",
-            "no",
-        ):
+        native = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        for precision in (native, "no"):
             for compiler in ("no", "inductor"):
-                name = f"mixed_precision={precision}, dynamo_backend={compiler}"
-                switches = dict(fast=True, mixed_precision=precision, dynamo_backend=compiler)
-                sides[f"`fast_accelerator`, {name}"] = course, switches
-    results = {name: [] for name in sides}
+                switches = dict(by_hand=True, mixed_precision=precision, dynamo_backend=compiler)
+                found[f"mixed_precision={precision}, dynamo_backend={compiler}"] = course, switches
+    else:
+        found["32 bits"] = course, dict(by_hand=True)
+        found["32 bits, `channels_last`"] = course, dict(by_hand=True, channels_last=True)
+        found["bfloat16"] = course, dict(by_hand=True, bf16=True)
+        found["bfloat16, `channels_last`"] = course, dict(by_hand=True, bf16=True, channels_last=True)
+        found["`Training`, two processes of one thread"] = two_processes, {}
+    return found
+
+
+def compare(size):
+    results = {name: [] for name in sides(size)}
     for _ in range(REPEATS):  # one after the other, so that a slow moment hits all
-        for name, (function, switches) in sides.items():
-            results[name].append(fresh(function, **switches))
+        for name, (function, switches) in sides(size).items():
+            results[name].append(
+                function(size) if function is two_processes else fresh(function, size, **switches)[:2]
+            )
     base = sorted(speed for speed, _ in results["the article's loop"])[REPEATS // 2]
     rows = []
     for name, values in results.items():
@@ -73,5 +117,17 @@ if __name__ == "__main__":
         median = sorted(speeds)[REPEATS // 2]
         row = [name, spread(speeds, 1), f"{median / base:.2f}", f"{max(peak for _, peak in values):.0f}"]
         rows.append(row + ([f"{2000 * 46 * 64 / median / 60:.1f}"] if CUDA else []))
-    columns = ["64×64, batches of 64", "images/s", "ratio", "peak memory, MB"]
-    publish("Training", columns + (["full recipe, minutes"] if CUDA else []), rows)
+    columns = ["images/s", "ratio", "peak memory, MB"] + (["full recipe, minutes"] if CUDA else [])
+    return columns, rows
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:  # one of two processes
+        speed, peak, main = course(int(sys.argv[1]))
+        if main:
+            print(speed, peak)
+    else:
+        columns, rows = compare(64)
+        publish("Training", ["64×64, batches of 64", *columns], rows)
+        columns, rows = compare(32)
+        publish("Training, small", ["32×32, batches of 32", *columns], rows)

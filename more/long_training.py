@@ -1,10 +1,10 @@
 """What a training of hours or days needs around its loop, in the order of lesson 10.
 
-Lesson 10  fast_accelerator, compiles, fingerprint, settings, checkpoints, remove, parts,
-           save_checkpoint, load_checkpoint, prepare_folder, fetch_losses, stop_button, enough_memory,
-           progress, finish, carry_on
+Lesson 10  compiles, fingerprint, settings, checkpoints, remove, parts, save_checkpoint,
+           load_checkpoint, prepare_folder, fetch_losses, stop_button, enough_memory, progress,
+           finish, carry_on
 
-    training = Training(diffusion, loader, accelerator=fast_accelerator(), **GPU_RECIPE)
+    training = Training(diffusion, loader, **GPU_RECIPE)
     for step in carry_on(training, "my_checkpoints"):
         ...
 
@@ -26,31 +26,14 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DataLoaderConfiguration, broadcast, gather_object
+from accelerate.state import PartialState
+from accelerate.utils import broadcast, gather_object
 from tqdm.auto import tqdm
 
 from diffusion_utils import _check, _reason, _whole_number
 
 MARK = "checkpoint.json"  # what it is, and of which step; written first, and removed last
 FILES = "config.json", "model.safetensors", "training.pt", MARK  # all that a checkpoint holds
-
-
-def fast_accelerator(**options):
-    """Accelerate, set up for the machine at hand: where to compute, and how precisely. Lesson 10.
-
-    A CPU computes in 32 bits, a CUDA GPU in bfloat16 where it does so natively, else in float16
-    with scaled gradients. Several processes, started by torchrun, share each batch. `options`
-    are Accelerate's own, and go first.
-    """
-    cuda = torch.cuda.is_available()
-    bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    precision = "bf16" if bf16 else "fp16" if cuda else "no"
-    share = DataLoaderConfiguration(split_batches=True)
-    options = {"cpu": not cuda, "mixed_precision": precision, "dataloader_config": share, **options}
-    AcceleratorState._reset_state()  # else it keeps the precision of the first one in this process
-    return Accelerator(**options)
 
 
 def compiles(device):
@@ -138,6 +121,7 @@ def save_checkpoint(training, folder, keep=2):
     draft, average = Path(folder, f"unfinished-{os.urandom(4).hex()}"), training.average.module
     state = {name: part.state_dict() for name, part in parts(training).items()}
     state |= {"settings": settings(training), "history": training.history}
+    state |= {"precision": training.accelerator.mixed_precision}
     try:
         draft.mkdir(parents=True)
         (draft / MARK).write_text(json.dumps({"step": training.step}), encoding="utf-8")
@@ -164,7 +148,8 @@ def save_checkpoint(training, folder, keep=2):
 def load_checkpoint(training, folder):
     """Go on from the newest checkpoint in `folder`, if there is one. Lesson 10.
 
-    One that cannot be read is passed over with a warning. Raises ValueError when none can be
+    One that cannot be read is passed over with a warning; one made in another precision goes on, with
+    a note. Raises ValueError when none can be
     read, or when the training had other settings, and names them.
     """
     found, now = checkpoints(folder), settings(training)
@@ -185,6 +170,9 @@ def load_checkpoint(training, folder):
         _check(not other, f"folder: {folder} holds another training: {'; '.join(other)}. Take another folder")
         for name in parts(training).keys() & state.keys():  # another machine may need no scaler, or need one
             parts(training)[name].load_state_dict(state[name])
+        then, now = state.get("precision"), training.accelerator.mixed_precision
+        if then not in (None, now):  # a checkpoint of before this was noted says nothing
+            tqdm.write(f"Goes on with mixed_precision={now}; up to step {step} it was {then}.")
         training.average.n_averaged.fill_(step)
         training.step, training.history = step, history
         return
@@ -257,7 +245,9 @@ def enough_memory(batch_size):
     """Say what to do when the GPU's memory does not hold a batch. Lesson 10."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # Apple's GPU has no error class of its own for this
+        if "out of memory" not in str(error):
+            raise
         less = f"try batch_size={batch_size // 2} in get_loader"
         raise RuntimeError(f"batch_size={batch_size} needs more memory than the GPU has; {less}") from error
 

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
-from diffusion_utils import ROOT, TOY_FACES, Training, _load, square_rgb
+from diffusion_utils import ROOT, TOY_FACES, Training, _device, _load, square_rgb
 
 FACE_CLASSIFIER = ROOT / "pretrained" / "face_classifier"  # what train_classifier makes of the training faces
 
@@ -104,14 +104,14 @@ def train_classifier(faces, labels, epochs=14, batch_size=64, seed=0):
 
 
 def load_classifier(folder=FACE_CLASSIFIER):
-    """The classifier whose weights lie in `folder`, in eval mode, on CUDA if there is one. Lesson 07.
+    """The classifier whose weights lie in `folder`, in eval mode, on the GPU if there is one. Lesson 07.
 
     Raises FileNotFoundError without `model.safetensors` there, RuntimeError when weights are
     missing or of another shape.
     """
     classifier = FaceClassifier()
     classifier.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-    return classifier.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return classifier.to(_device()).eval()
 
 
 @torch.no_grad()

@@ -15,15 +15,23 @@ from PIL import Image
 
 IMAGES = ROOT / "images"
 sys.path.insert(0, str(ROOT))
-from diffusion_utils import LARGE_MODEL, TOY_MODEL, Diffusion, denormalize, generate, starting_noise  # noqa: E402
+from diffusion_utils import (  # noqa: E402
+    HOUR_MODEL,
+    LARGE_MODEL,
+    TOY_MODEL,
+    Diffusion,
+    denormalize,
+    generate,
+    starting_noise,
+)
 
 
 def strip(folder, rows, seed, scale):
     """Some moments of `rows` drawings, from noise to face."""
     diffusion = Diffusion.from_pretrained(folder)
     film = [denormalize(diffusion, starting_noise(diffusion, rows, seed))]
-    generate(diffusion, n=rows, seed=seed, on_step=lambda step, noisy, image: film.append(noisy))
-    film[-1] = generate(diffusion, n=rows, seed=seed)  # the last picture without its last noise
+    generate(diffusion, n=rows, seed=seed, exact=True, on_step=lambda step, noisy, image: film.append(noisy))
+    film[-1] = generate(diffusion, n=rows, seed=seed, exact=True)  # the last picture without its last noise
     moments = [film[step] for step in (0, 4, 6, 8, 10, 12, 14, 16, 18, 20)]
     return picture(torch.stack(moments, dim=1), scale)
 
@@ -51,8 +59,8 @@ def cover(lesson):
 
 if __name__ == "__main__":
     strip(LARGE_MODEL, rows=3, seed=10, scale=2).save(IMAGES / "noise_to_face.png", optimize=True)
-    for folder, scale in ((TOY_MODEL, 3), (LARGE_MODEL, 2)):
-        forty = generate(Diffusion.from_pretrained(folder), n=40, seed=1)
+    for folder, scale in ((TOY_MODEL, 3), (HOUR_MODEL, 3), (LARGE_MODEL, 2)):
+        forty = generate(Diffusion.from_pretrained(folder), n=40, seed=1, exact=True)
         picture(forty.unflatten(0, (4, 10)), scale).save(folder / "samples.png", optimize=True)
     for lesson in LESSONS:
         cover(lesson).save(IMAGES / f"{lesson.stem}.png", optimize=True)
