@@ -148,9 +148,9 @@ def save_checkpoint(training, folder, keep=2):
 def load_checkpoint(training, folder):
     """Go on from the newest checkpoint in `folder`, if there is one. Lesson 10.
 
-    One that cannot be read is passed over with a warning; one made in another precision goes on, with
-    a note. Raises ValueError when none can be
-    read, or when the training had other settings, and names them.
+    One that cannot be read is passed over with a warning; one made in another precision goes on,
+    with a note. Raises ValueError when none can be read, or when the training had other
+    settings, and names them.
     """
     found, now = checkpoints(folder), settings(training)
     shapes = [parameter.shape for parameter in training.diffusion.parameters()]
@@ -170,9 +170,9 @@ def load_checkpoint(training, folder):
         _check(not other, f"folder: {folder} holds another training: {'; '.join(other)}. Take another folder")
         for name in parts(training).keys() & state.keys():  # another machine may need no scaler, or need one
             parts(training)[name].load_state_dict(state[name])
-        then, now = state.get("precision"), training.accelerator.mixed_precision
-        if then not in (None, now):  # a checkpoint of before this was noted says nothing
-            tqdm.write(f"Goes on with mixed_precision={now}; up to step {step} it was {then}.")
+        before, precision = state.get("precision"), training.accelerator.mixed_precision
+        if before not in (None, precision):  # a checkpoint of before this was noted says nothing
+            tqdm.write(f"Goes on with mixed_precision={precision}; up to step {step} it was {before}.")
         training.average.n_averaged.fill_(step)
         training.step, training.history = step, history
         return
