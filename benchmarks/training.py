@@ -13,6 +13,7 @@ import sys
 import time
 
 import torch
+from accelerate import PartialState
 from common import ROOT, articles_loop, fresh, memory, publish, spread
 
 CUDA = torch.cuda.is_available()
@@ -63,8 +64,7 @@ def course(size, by_hand=False, channels_last=False, bf16=False, **switches):
         options = {"loss": loss, "accelerator": _accelerator(**{"mixed_precision": "no", **switches})}
     training = Training(diffusion, loader, epochs=100, **options)
     wait = lambda: float(training.history["loss"][-1])  # noqa: E731
-    speed, peak = measure(training, size, loader.batch_size, wait)
-    return speed, peak, training.accelerator.is_main_process
+    return measure(training, size, loader.batch_size, wait)
 
 
 def two_processes(size):
@@ -107,9 +107,7 @@ def compare(size):
     results = {name: [] for name in sides(size)}
     for _ in range(REPEATS):  # one after the other, so that a slow moment hits all
         for name, (function, switches) in sides(size).items():
-            results[name].append(
-                function(size) if function is two_processes else fresh(function, size, **switches)[:2]
-            )
+            results[name].append(fresh(function, size, **switches))
     base = sorted(speed for speed, _ in results["the article's loop"])[REPEATS // 2]
     rows = []
     for name, values in results.items():
@@ -123,9 +121,10 @@ def compare(size):
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:  # one of two processes
-        speed, peak, main = course(int(sys.argv[1]))
-        if main:
+        speed, peak = course(int(sys.argv[1]))
+        if PartialState().is_main_process:
             print(speed, peak)
+        PartialState().destroy_process_group()
     else:
         columns, rows = compare(64)
         publish("Training", ["64×64, batches of 64", *columns], rows)
