@@ -1,6 +1,6 @@
-"""Sampling at 64×64: the loop with the graph for gradients that nobody needs, against `generate`.
+"""Sampling at 64×64: with the graph for gradients that nobody needs, exact, and as `generate` draws by itself.
 
-    python benchmarks/sampling.py          two minutes on two CPU cores
+    python benchmarks/sampling.py          three minutes on two CPU cores
 
 Five pictures of 64×64 with the full model. Memory is what a fresh process has at most, less
 what it has once the model is loaded.
@@ -13,9 +13,11 @@ from statistics import median
 import torch
 from common import fresh, memory, publish, spread
 
+KINDS = "graph kept", "exact", "fast"
+
 
 def with_graph(diffusion, n, steps, seed):
-    """`generate`, without its torch.no_grad()."""
+    """`generate(exact=True)`, without its torch.no_grad()."""
     from diffusion_utils import denormalize, predict, sample, starting_noise
 
     times = torch.linspace(1, 0, steps + 1).tolist()
@@ -24,29 +26,38 @@ def with_graph(diffusion, n, steps, seed):
     return pictures
 
 
-def draw(steps, keep_graph):
+def draw(steps, kind):
     """Seconds and memory in MB that five pictures take."""
-    from diffusion_utils import Diffusion, DiffusionConfig, generate
+    from diffusion_utils import LARGE_MODEL, Diffusion, generate
 
-    torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    diffusion = Diffusion(DiffusionConfig()).to(device).eval()
+    diffusion = Diffusion.from_pretrained(LARGE_MODEL).to(device).eval()
+    function = with_graph if kind == "graph kept" else partial(generate, exact=kind == "exact")
     generate(diffusion, n=5, steps=1, seed=0)  # the first call of a process is slower
     before = memory("VmRSS")
     start = time.perf_counter()
-    pictures = (with_graph if keep_graph else generate)(diffusion, n=5, steps=steps, seed=0)
+    pictures = function(diffusion, n=5, steps=steps, seed=0)
     pictures.sum().item()
     seconds = time.perf_counter() - start
-    assert pictures.requires_grad is keep_graph
-    return seconds, torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else memory() - before
+    assert pictures.requires_grad is (kind == "graph kept")
+    used = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else memory() - before
+    return seconds, used, pictures.detach().cpu().numpy()
 
 
 if __name__ == "__main__":
     rows = []
     for steps in (1, 5, 20, 50):
-        results = {keep: [fresh(draw, steps, keep) for _ in range(3)] for keep in (True, False)}
-        seconds, used = ([[pair[i] for pair in results[keep]] for keep in (True, False)] for i in (0, 1))
-        ratio = median(used[0]) / median(used[1])
-        rows.append([steps, *map(spread, seconds), *(spread(values, 0) for values in used), f"{ratio:.0f}"])
-    columns = ["graph kept, s", "`generate`, s", "graph kept, MB", "`generate`, MB", "ratio of memory"]
+        results = {kind: [fresh(draw, steps, kind) for _ in range(3)] for kind in KINDS}
+        seconds, used = ([[run[i] for run in results[kind]] for kind in KINDS] for i in (0, 1))
+        ratio, times = median(used[0]) / median(used[1]), median(seconds[1]) / median(seconds[2])
+        off = abs(results["exact"][0][2] - results["fast"][0][2]).mean()
+        texts = [
+            *map(spread, seconds),
+            f"{times:.2f}",
+            *(spread(values, 0) for values in used),
+            f"{ratio:.0f}",
+        ]
+        rows.append([steps, *texts, f"{off:.4f}"])
+    columns = [f"{kind}, s" for kind in KINDS] + ["exact : fast"] + [f"{kind}, MB" for kind in KINDS]
+    columns += ["graph : exact, memory", "mean difference of a pixel"]
     publish("Sampling", ["steps", *columns], rows)

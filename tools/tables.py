@@ -77,12 +77,20 @@ def in_words(title, rows):
         return f"{theirs[speed]} and {ours[speed]} images a second, {theirs[memory]:,.0f} and {ours[memory]:,.0f} MB"
     if title == "Equal time":
         pixels, kernel, name = "pixel distance, three seeds", "kernel distance", "seconds"
-        pair = f"pixel distance {first[pixels]} and {last[pixels]}, kernel distance {first[kernel]} and {last[kernel]}"
-        return f"{pair}, after {last[name]:.0f} seconds"
+        ours, theirs = first, rows[3]
+        pair = f"pixel distance {theirs[pixels]} and {ours[pixels]}, kernel distance {theirs[kernel]} and {ours[kernel]}"
+        return f"{pair}, after {ours[name]:.0f} seconds"
+    if title == "Precision":
+        pixels, kernel = "pixel distance, three trainings", "kernel distance"
+        return f"pixel distance {first[pixels]} and {last[pixels]}, kernel distance {first[kernel]} and {last[kernel]}"
     if title == "Sampling":
         (row,) = [row for row in rows if row["steps"] == 20]
-        memory = f"{row['graph kept, MB']:,.0f} and {row['`generate`, MB']:,.0f} MB"
-        return f"20 steps: {memory}, {row['graph kept, s']} and {row['`generate`, s']} s"
+        memory, seconds = (
+            [row[f"{kind}, {unit}"] for kind in ("graph kept", "exact", "fast")] for unit in ("MB", "s")
+        )
+        return "20 steps: {:,.0f}, {:,.0f} and {:,.0f} MB, ".format(*memory) + "{}, {} and {} s".format(
+            *seconds
+        )
     if title == "Data":
         part = "of the array's size"
         return f"{first['seconds']} and {last['seconds']} s, {first[part]} and {last[part]} times the array's size"
