@@ -14,8 +14,8 @@ from helpers import loader, same, tiny
 from safetensors.torch import load_file, save_file
 
 from diffusion_utils import (
-    HOUR_MODEL,
     LARGE_MODEL,
+    SHORT_MODEL,
     TOY_MODEL,
     Combine,
     Diffusion,
@@ -273,7 +273,7 @@ def test_size_must_halve():
 
 @pytest.mark.parametrize(
     "folder, size, parameters",
-    [(TOY_MODEL, 32, 520_275), (HOUR_MODEL, 32, 520_275), (LARGE_MODEL, 64, 1_984_547)],
+    [(TOY_MODEL, 32, 520_275), (SHORT_MODEL, 32, 520_275), (LARGE_MODEL, 64, 1_984_547)],
 )
 def test_the_shipped_models(folder, size, parameters):
     diffusion = Diffusion.from_pretrained(folder)

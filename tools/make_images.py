@@ -16,8 +16,8 @@ from PIL import Image
 IMAGES = ROOT / "images"
 sys.path.insert(0, str(ROOT))
 from diffusion_utils import (  # noqa: E402
-    HOUR_MODEL,
     LARGE_MODEL,
+    SHORT_MODEL,
     TOY_MODEL,
     Diffusion,
     denormalize,
@@ -59,7 +59,7 @@ def cover(lesson):
 
 if __name__ == "__main__":
     strip(LARGE_MODEL, rows=3, seed=10, scale=2).save(IMAGES / "noise_to_face.png", optimize=True)
-    for folder, scale in ((TOY_MODEL, 3), (HOUR_MODEL, 3), (LARGE_MODEL, 2)):
+    for folder, scale in ((TOY_MODEL, 3), (SHORT_MODEL, 3), (LARGE_MODEL, 2)):
         forty = generate(Diffusion.from_pretrained(folder), n=40, seed=1, exact=True)
         picture(forty.unflatten(0, (4, 10)), scale).save(folder / "samples.png", optimize=True)
     for lesson in LESSONS:
