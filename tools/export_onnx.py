@@ -44,7 +44,9 @@ def network(diffusion):
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # it warns about its own inner parts
         names = dict(input_names=["noisy", "time"], output_names=["noise"])
-        program = torch.onnx.export(Answer(diffusion), example, dynamo=True, opset_version=20, verbose=False, **names)
+        program = torch.onnx.export(
+            Answer(diffusion), example, dynamo=True, opset_version=20, verbose=False, **names
+        )
     return program.model_proto
 
 

@@ -25,6 +25,7 @@ WEB = ROOT / "web"
 PACKAGES = WEB / "node_modules"
 PARTS = {"Build it": 0, "Understand it": 6, "Put it to work": 9, "Beyond the article": 11}
 VIEW, STATE = (f"application/vnd.jupyter.widget-{kind}+json" for kind in ("view", "state"))
+BUTTONS = r'<span class="ways"><a href="\1">Open in Colab</a><a href="../../index.html">Draw a face in this browser</a></span>'
 BINARIES = ["ort-wasm-simd-threaded", "ort-wasm-simd-threaded.asyncify"]  # the latter knows WebGPU
 
 
@@ -80,9 +81,14 @@ def still(widget, states):
 
 
 def plain(notebook):
-    """The notebook without widgets, which would fetch their program from elsewhere: stills in their place."""
+    """The notebook without what would come from elsewhere: stills in place of widgets, words in place of a badge."""
     states = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\[!\[Open in Colab\][^)]*\)\]\(([^)]*)\)", BUTTONS, cell.source)
+            cell.source = re.sub(
+                "^#+ .*", lambda heading: heading[0].replace("`", ""), cell.source, flags=re.M
+            )
         for output in cell.get("outputs", []):
             view = output.get("data", {}).pop(VIEW, None)
             if view and (picture := still(states[view["model_id"]]["state"], states)):
@@ -112,11 +118,19 @@ def linked(page):
 def course(site):
     """README and lessons as pages with contents, search and ways from one to the next."""
     with tempfile.TemporaryDirectory() as folder:
-        docs, nav = Path(folder), [{"The course": "index.md"}]
+        docs, nav = Path(folder), [{"Draw a face": "../index.html"}, {"The course": "index.md"}]
         shutil.copy(ROOT / "README.md", docs / "index.md")
         shutil.copytree(ROOT / "images", docs / "images")
         shutil.copytree(WEB / "lessons", docs / "assets")
-        shutil.copytree(PACKAGES / "katex" / "dist", docs / "assets" / "katex", ignore=shutil.ignore_patterns("*.ttf", "*.woff"))
+        katex = PACKAGES / "katex" / "dist"
+        for file in [
+            *katex.glob("katex.min.*"),
+            katex / "contrib" / "auto-render.min.js",
+            *katex.glob("fonts/*.woff2"),
+        ]:
+            target = docs / "assets" / "katex" / file.relative_to(katex)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
         (docs / "notebooks").mkdir()
         for path in LESSONS:
             nbformat.write(plain(nbformat.read(path, as_version=4)), docs / "notebooks" / path.name)
@@ -124,7 +138,9 @@ def course(site):
         for part, first, end in zip(PARTS, starts, starts[1:]):
             names = [f"notebooks/{path.name}" for path in LESSONS if first <= int(path.stem[:2]) < end]
             nav.append({part: names})
-        config = load_config(str(WEB / "mkdocs.yml"), docs_dir=str(docs), site_dir=str(site / "course"), nav=nav)
+        config = load_config(
+            str(WEB / "mkdocs.yml"), docs_dir=str(docs), site_dir=str(site / "course"), nav=nav
+        )
         build(config)
     for page in (site / "course").rglob("*.html"):
         text = page.read_text(encoding="utf-8")

@@ -145,10 +145,11 @@ const walk = () =>
   next(async (mine) => {
     for (const [number, station] of [...at("stations").children].entries()) {
       const share = number / (STATIONS - 1);
-      [at("way").value, station.disabled] = [Math.round(100 * share), false];
+      at("way").value = Math.round(100 * share);
       showSettings();
       if (!(await drawNow(mine, noiseOnTheWay(share)))) return;
       paint(station.firstChild, film.at(-1)[1]);
+      station.disabled = false;
     }
   });
 
