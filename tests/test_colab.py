@@ -1,6 +1,7 @@
 """The first cell of each lesson on Colab: a stand-in for Colab, and git sent to a copy of this folder."""
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -111,6 +112,15 @@ def test_one_address_everywhere():
     page = (ROOT / "web" / "index.html").read_text(encoding="utf-8")
     place = f"{colab_site}/github/{repository}/blob/{version}/notebooks/{LESSONS[0].name}"
     assert f'href="{place}"' in page and f'href="https://github.com/codespaces/new/{repository}"' in page
+
+
+def test_dev_container():
+    """It sets up with a target that make has, and opens a lesson that is there."""
+    text = (ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8")
+    settings = json.loads(re.sub(r"(?m)(^| )//.*", "", text))
+    make, target = settings["onCreateCommand"].split()
+    assert make == "make" and f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert settings["customizations"]["codespaces"]["openFiles"] == [f"notebooks/{LESSONS[0].name}"]
 
 
 def test_make_address(tmp_path, monkeypatch):

@@ -7,9 +7,9 @@ Without a folder it goes to site/. Nothing is executed; what lessons show is wha
 
 import gzip
 import html
+import logging
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -29,13 +29,11 @@ BUTTONS = r'<span class="ways"><a href="\1">Open in Colab</a><a href="../../inde
 BINARIES = ["ort-wasm-simd-threaded", "ort-wasm-simd-threaded.asyncify"]  # the latter knows WebGPU
 
 
-def fetch_packages():
-    """Fetch what package-lock.json names from npm, once."""
+def check_packages():
     if not PACKAGES.exists():
-        npm = shutil.which("npm")
-        if npm is None:
-            raise SystemExit("npm is needed once, to fetch onnxruntime-web: install Node.js, then try again")
-        subprocess.run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=WEB, check=True)
+        raise SystemExit(
+            "onnxruntime-web and KaTeX are missing: run `make site`, or `npm ci --prefix web` once"
+        )
 
 
 # The live page ------------------------------------------------------------------------------
@@ -115,40 +113,47 @@ def linked(page):
     return re.sub(rf'href="(?!{known})(?:\.\./)?([^"]+)"', rf'href="{files}\1"', page)
 
 
+def documents(folder):
+    """Lay what the generator takes into `folder`: README, lessons, pictures, and how they are to look."""
+    shutil.copy(ROOT / "README.md", folder / "index.md")
+    shutil.copytree(ROOT / "images", folder / "images")
+    shutil.copytree(WEB / "lessons", folder / "assets")
+    shutil.copy(WEB / "icon.svg", folder / "assets")
+    (folder / "notebooks").mkdir()
+    for path in LESSONS:
+        nbformat.write(plain(nbformat.read(path, as_version=4)), folder / "notebooks" / path.name)
+    katex, target = PACKAGES / "katex" / "dist", folder / "assets" / "katex"
+    (target / "fonts").mkdir(parents=True)
+    for file in katex.glob("fonts/*.woff2"):
+        shutil.copy(file, target / "fonts")
+    for name in ("katex.min.css", "katex.min.js", "contrib/auto-render.min.js"):
+        shutil.copy(katex / name, target)
+
+
+def navigation():
+    """The lessons in their parts, as the generator takes it."""
+    nav, ends = [{"Draw a face": "../index.html"}, {"The course": "index.md"}], [*PARTS.values(), 100][1:]
+    for (part, first), end in zip(PARTS.items(), ends):
+        nav.append(
+            {part: [f"notebooks/{path.name}" for path in LESSONS if first <= int(path.stem[:2]) < end]}
+        )
+    return nav
+
+
 def course(site):
     """README and lessons as pages with contents, search and ways from one to the next."""
+    logging.getLogger("mkdocs").setLevel(logging.ERROR)  # links out of the pages: `linked` sees to them
     with tempfile.TemporaryDirectory() as folder:
-        docs, nav = Path(folder), [{"Draw a face": "../index.html"}, {"The course": "index.md"}]
-        shutil.copy(ROOT / "README.md", docs / "index.md")
-        shutil.copytree(ROOT / "images", docs / "images")
-        shutil.copytree(WEB / "lessons", docs / "assets")
-        katex = PACKAGES / "katex" / "dist"
-        for file in [
-            *katex.glob("katex.min.*"),
-            katex / "contrib" / "auto-render.min.js",
-            *katex.glob("fonts/*.woff2"),
-        ]:
-            target = docs / "assets" / "katex" / file.relative_to(katex)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, target)
-        (docs / "notebooks").mkdir()
-        for path in LESSONS:
-            nbformat.write(plain(nbformat.read(path, as_version=4)), docs / "notebooks" / path.name)
-        starts = [*PARTS.values(), 100]
-        for part, first, end in zip(PARTS, starts, starts[1:]):
-            names = [f"notebooks/{path.name}" for path in LESSONS if first <= int(path.stem[:2]) < end]
-            nav.append({part: names})
-        config = load_config(
-            str(WEB / "mkdocs.yml"), docs_dir=str(docs), site_dir=str(site / "course"), nav=nav
-        )
-        build(config)
+        documents(Path(folder))
+        folders = dict(docs_dir=folder, site_dir=str(site / "course"))
+        build(load_config(str(WEB / "mkdocs.yml"), nav=navigation(), **folders))
     for page in (site / "course").rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         page.write_text(linked(described(text)), encoding="utf-8")
 
 
 def make(site):
-    fetch_packages()
+    check_packages()
     live_page(site)
     course(site)
 

@@ -164,6 +164,8 @@ function clearStations() {
 // Settings and the link ----------------------------------------------------------------------------------------
 
 function showSettings() {
+  const { weights, bytes } = model();
+  at("model-help").textContent = `${weights.toLocaleString("en")} weights, ${(bytes / 1e6).toFixed(1)} MB.`;
   for (const id of SLIDERS) at(`${id}-text`).textContent = id === "way" ? `${at(id).value} %` : at(id).value;
   const settings = new URLSearchParams([...CHOICES, ...SLIDERS].map((id) => [id, at(id).value]));
   if (at("kind").value === "wasm") settings.delete("kind");
