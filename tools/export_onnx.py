@@ -32,21 +32,38 @@ class Answer(nn.Module):
         super().__init__()
         self.diffusion = diffusion.eval()
 
-    def forward(self, noisy, time):
-        return self.diffusion.answer(noisy, time)
+    def forward(self, noisy, time, *words):
+        return self.diffusion.answer(noisy, time, *words)
+
+
+def load(folder):
+    """The model in `folder`; one that is asked in words is lesson 12's."""
+    if "vocabulary" not in json.loads((folder / "config.json").read_text("utf-8")):
+        return Diffusion.from_pretrained(folder)
+    from more.guidance import Conditional
+
+    return Conditional.from_pretrained(folder)
+
+
+def inputs(diffusion):
+    """What the network takes for one picture, by name."""
+    size, channels = diffusion.config.image_size, diffusion.config.channels
+    found = {"noisy": torch.zeros(1, channels, size, size), "time": torch.full((1, 1, 1, 1), 0.5)}
+    if hasattr(diffusion.config, "vocabulary"):
+        from more.guidance import LENGTH
+
+        found["words"] = torch.zeros(1, LENGTH, dtype=torch.long)
+    return found
 
 
 def network(diffusion):
     """`diffusion.answer` for one picture, as an ONNX model with weights in 32 bits."""
-    size, channels = diffusion.config.image_size, diffusion.config.channels
-    example = torch.zeros(1, channels, size, size), torch.full((1, 1, 1, 1), 0.5)
+    taken = inputs(diffusion)
+    options = dict(input_names=list(taken), output_names=["noise"], opset_version=20, verbose=False)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # it warns about its own inner parts
-        names = dict(input_names=["noisy", "time"], output_names=["noise"])
-        program = torch.onnx.export(
-            Answer(diffusion), example, dynamo=True, opset_version=20, verbose=False, **names
-        )
+        program = torch.onnx.export(Answer(diffusion), tuple(taken.values()), dynamo=True, **options)
     return program.model_proto
 
 
@@ -79,11 +96,11 @@ def shipped():
 
 def export(folder, target):
     """Write the model in `folder` to `target`; returns what the page must know about it."""
-    diffusion = Diffusion.from_pretrained(folder)
+    diffusion = load(folder)
     file = target / f"{folder.name}.onnx"
     file.write_bytes(halve(network(diffusion)).SerializeToString())
     title = (folder / "README.md").read_text("utf-8").split("\n# ")[1].splitlines()[0]
-    return {
+    about = {
         "name": folder.name,
         "title": title,
         "file": f"models/{file.name}",
@@ -93,6 +110,9 @@ def export(folder, target):
         "mean": diffusion.norm.running_mean.tolist(),
         "deviation": diffusion.norm.running_var.sqrt().tolist(),
     }
+    if "words" in inputs(diffusion):
+        about |= {"vocabulary": diffusion.config.vocabulary, "length": inputs(diffusion)["words"].shape[1]}
+    return about
 
 
 def main(target, folders):

@@ -16,13 +16,32 @@ export function mix(image, noise, time) {
   return image.map((value, i) => signalRate * value + noiseRate * noise[i]);
 }
 
-// Ask the network once: the noise it sees in `noisy`, and the picture that remains. Lesson 05.
-export function predictor(answer) {
+// Ask the network once: the noise it sees in `noisy`, and the picture that remains. Lesson 05. Where a network takes
+// words, `words` are their numbers.
+export function predictor(answer, words) {
   return async function predict(noisy, time) {
     const [noiseRate, signalRate] = schedule(time);
-    const noise = await answer(noisy, time);
+    const noise = await answer(noisy, time, words);
     return [noise, noisy.map((value, i) => (value - noiseRate * noise[i]) / signalRate)];
   };
+}
+
+// Go from the guess of `free` to that of `asked`, and beyond: classifier-free guidance. Lesson 12.
+export function guide(asked, free, strength) {
+  return async function guided(noisy, time) {
+    const [guesses, others] = [await asked(noisy, time), await free(noisy, time)];
+    return guesses.map((guess, k) => guess.map((value, i) => others[k][i] + strength * (value - others[k][i])));
+  };
+}
+
+// The numbers of the words of a sentence in the vocabulary, from 1 on, then zeros; commas count as words. Lesson 12.
+// A sentence that is too long, or has words that the network does not know, is an Error that says so.
+export function tokens(sentence, vocabulary, length) {
+  const words = sentence.toLowerCase().match(/[^\s,.;:!?]+|,/g) ?? [];
+  const unknown = [...new Set(words.filter((word) => !vocabulary.includes(word)))];
+  if (unknown.length) throw new Error(`The network does not know: ${unknown.join(", ")}. Please say it in other words.`);
+  if (words.length > length) throw new Error(`These are ${words.length} words and commas; ${length} are the most.`);
+  return BigInt64Array.from({ length }, (_, i) => BigInt(i < words.length ? 1 + vocabulary.indexOf(words[i]) : 0));
 }
 
 // One step of DDIM: what was seen is mixed again, with less noise. Lesson 05.

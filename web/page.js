@@ -1,11 +1,13 @@
 // What the page does: settings from sliders and from the link, the film as it is computed, the walk, the PNG.
 
-import { between, ddim, denormalize, dpmSolver, evenly, predictor, sample, startingNoise } from "./diffusion.js";
+import { between, ddim, denormalize, dpmSolver, evenly, guide, predictor } from "./diffusion.js";
+import { sample, startingNoise, tokens } from "./diffusion.js";
 import { hasGraphicsCard, loadModel, loadModels } from "./model.js";
 
 const at = (id) => document.getElementById(id);
-const SLIDERS = ["seed", "steps", "to", "way"];
+const SLIDERS = ["seed", "steps", "to", "way", "strength"];
 const CHOICES = ["sampler", "model", "kind"];
+const SETTINGS = [...CHOICES, ...SLIDERS, "words"];
 const STATIONS = 9; // faces of a walk
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -70,13 +72,20 @@ function noiseOnTheWay(share) {
   return share > 0 ? between(one, startingNoise(whole("to"), length), share) : one;
 }
 
+// What the network is asked in each step: for any face, or for what the words say.
+function question() {
+  const [free, { vocabulary, length }, sentence] = [predictor(answer), model(), at("words").value.trim()];
+  if (!vocabulary || sentence === "") return free;
+  return guide(predictor(answer, tokens(sentence, vocabulary, length)), free, whole("strength"));
+}
+
 // Draw from `noise`, and show the film as it is computed. Returns false when a newer drawing has begun.
 async function drawNow(mine, noise, { leisurely = false } = {}) {
   const [steps, step] = [whole("steps"), at("sampler").value === "dpm" ? dpmSolver() : ddim];
-  const began = performance.now();
+  const [predict, began] = [question(), performance.now()];
   film = [[noise, noise.map(() => 0)]];
   at("moment").max = steps;
-  for await (const pair of sample(predictor(answer), noise, evenly(steps), step)) {
+  for await (const pair of sample(predict, noise, evenly(steps), step)) {
     if (mine !== turn) return false;
     film.push(pair);
     const moment = film.length - 1;
@@ -167,9 +176,11 @@ function showSettings() {
   const { weights, bytes } = model();
   at("model-help").textContent = `${weights.toLocaleString("en")} weights, ${(bytes / 1e6).toFixed(1)} MB.`;
   for (const id of SLIDERS) at(`${id}-text`).textContent = id === "way" ? `${at(id).value} %` : at(id).value;
-  const settings = new URLSearchParams([...CHOICES, ...SLIDERS].map((id) => [id, at(id).value]));
+  at("asking").hidden = !model().vocabulary;
+  const settings = new URLSearchParams(SETTINGS.map((id) => [id, at(id).value]));
   if (at("kind").value === "wasm") settings.delete("kind");
   if (whole("way") === 0) ["to", "way"].forEach((id) => settings.delete(id));
+  if (!model().vocabulary || at("words").value === "") ["words", "strength"].forEach((id) => settings.delete(id));
   history.replaceState(null, "", `#${settings}`);
 }
 
@@ -182,7 +193,8 @@ function update(ids, options) {
 
 // Take over settings, from a link or a button; what does not exist is left out. Returns what has changed.
 function take(settings) {
-  const known = (id, value) => (SLIDERS.includes(id) ? value !== "" && isFinite(value) : hasOption(id, value));
+  const known = (id, value) =>
+    SLIDERS.includes(id) ? value !== "" && isFinite(value) : id === "words" || hasOption(id, value);
   const changed = Object.entries(settings).filter(([id, value]) => known(id, value) && at(id).value !== `${value}`);
   for (const [id, value] of changed) at(id).value = value;
   return changed.map(([id]) => id);
@@ -234,6 +246,10 @@ async function start() {
   at("model").disabled = false;
   if (await hasGraphicsCard()) at("kind-field").hidden = false;
   for (const id of [...SLIDERS, ...CHOICES]) at(id).addEventListener("input", () => update([id]));
+  at("words").addEventListener("change", () => update(["words"]));
+  for (const example of at("examples").children) {
+    example.addEventListener("click", () => update(take({ words: example.textContent })));
+  }
   at("moment").addEventListener("input", () => {
     const moment = Math.min(whole("moment"), film.length - 1);
     at("moment-text").textContent = `step ${moment} of ${at("moment").max}`;
