@@ -9,6 +9,7 @@ import http.server
 import io
 import re
 import threading
+from urllib.parse import quote
 
 import export_onnx
 import make_site
@@ -25,6 +26,7 @@ needs_a_browser = pytest.mark.skipif(
     BROWSER is None or not make_site.PACKAGES.exists(),
     reason="no Chromium or Chrome here, or no make site yet",
 )
+WORDS = [path for path in export_onnx.shipped() if "vocabulary" in (path / "config.json").read_text("utf-8")]
 STATUS = "document.getElementById('status').textContent"
 DRAWN = f"{STATUS}.startsWith('Drawn')"
 
@@ -47,7 +49,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def address(tmp_path_factory):
     """A plain static server with the page in a subfolder, as on GitHub Pages."""
     folder = tmp_path_factory.mktemp("server")
-    make_site.live_page(folder / "course", [TOY_MODEL, LARGE_MODEL])
+    make_site.live_page(folder / "course", [TOY_MODEL, LARGE_MODEL, *WORDS])
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
     )
@@ -112,6 +114,26 @@ def test_the_same_face_as_in_pytorch(page, folder, steps, sampler):
     difference = (colours.view_as(expected) - expected).abs()
     assert difference.mean() < 2 / 255
     assert expected.std() > 0.1
+
+
+@needs_a_browser
+@pytest.mark.parametrize("folder", WORDS, ids=lambda folder: folder.name)
+def test_the_same_face_from_words(page, folder):
+    from more.guidance import ask, tokens
+
+    diffusion = export_onnx.load(folder)
+    vocabulary = diffusion.config.vocabulary
+    noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    sentence = " ".join(vocabulary[3:60:7])
+    follow(page, f"model={folder.name}&steps=5&sampler=ddim&strength=1.5&words={quote(sentence)}")
+    colours = torch.tensor(page.evaluate("noise => drawFrom(noise)", noise.flatten().tolist()))
+    expected = ask(diffusion, sentence, n=1, strength=1.5, steps=5, noise=noise, exact=True)
+    assert (colours.view_as(expected) - expected).abs().mean() < 2 / 255
+    page.fill("#words", "a zebra")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"{STATUS}.startsWith('The network does not know:') && {STATUS}.includes('zebra')")
+    examples = page.eval_on_selector_all("#examples button", "all => all.map(e => e.textContent)")
+    assert tokens(examples, vocabulary).any(dim=1).all()  # it knows all of their words
 
 
 @needs_a_browser

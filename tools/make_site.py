@@ -50,7 +50,7 @@ def live_page(site, models=None):
     for name in ["ort.wasm.min.mjs", "ort.webgpu.min.mjs", *(f"{binary}.mjs" for binary in BINARIES)]:
         shutil.copy(package / "dist" / name, runtime)
     for binary in BINARIES:  # packed here, since few servers would do it
-        packed = gzip.compress((package / "dist" / f"{binary}.wasm").read_bytes(), mtime=0)
+        packed = gzip.compress((package / "dist" / f"{binary}.wasm").read_bytes(), 6, mtime=0)
         (runtime / f"{binary}.wasm.gz").write_bytes(packed)
     export_onnx.main(site / "models", models or export_onnx.shipped())
 
