@@ -41,7 +41,7 @@ def check_packages():
 
 def live_page(site, models=None):
     """The page that draws: its files as they are, onnxruntime-web, and the models as ONNX."""
-    leave_out = shutil.ignore_patterns("node_modules", "package*.json", "lessons.*", "mkdocs.yml")
+    leave_out = shutil.ignore_patterns("node_modules", "package*.json", "lessons", "mkdocs.yml")
     shutil.copytree(WEB, site, ignore=leave_out, dirs_exist_ok=True)
     shutil.copy(ROOT / "images" / "noise_to_face.png", site)
     shutil.copy(ROOT / "LICENSE", site)
