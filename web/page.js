@@ -44,7 +44,8 @@ function paint(canvas, normalised) {
 
 // Show the film at `moment`, from 0 (noise) to its end.
 function showMoment(moment) {
-  const [noisy, image] = film[moment];
+  const [[noisy, image], text] = [film[moment], `step ${moment} of ${at("moment").max}`];
+  [at("moment").value, at("moment").ariaValueText, at("moment-text").textContent] = [moment, text, text];
   paint(at("noisy"), noisy);
   const { data, width } = paint(at("image"), image);
   const corner = (column) => [...data.slice(4 * (2 * width + column), 4 * (2 * width + column) + 3)].join(" ");
@@ -90,7 +91,6 @@ async function drawNow(mine, noise, { leisurely = false } = {}) {
     film.push(pair);
     const moment = film.length - 1;
     if (!calm.matches || moment === steps) {
-      [at("moment").value, at("moment-text").textContent] = [moment, `step ${moment} of ${steps}`];
       showMoment(moment);
       showStrip(steps);
       if (leisurely) await new Promise((done) => setTimeout(done, 25)); // a fast machine would show no film
@@ -115,6 +115,9 @@ const redraw = (options) => next((mine) => drawNow(mine, noiseOnTheWay(whole("wa
 async function load() {
   const [chosen, kind, progress, files] = [model(), at("kind").value, at("progress"), {}];
   [answer, turn] = [null, turn + 1];
+  progress.removeAttribute("value"); // it moves, but tells no number yet
+  say("Loading the network …");
+  at("moment").max = whole("steps");
   clearStations();
   film = [[noiseOnTheWay(whole("way") / 100), noiseOnTheWay(0).map(() => 0)]];
   showMoment(0);
@@ -250,11 +253,7 @@ async function start() {
   for (const example of at("examples").children) {
     example.addEventListener("click", () => update(take({ words: example.textContent })));
   }
-  at("moment").addEventListener("input", () => {
-    const moment = Math.min(whole("moment"), film.length - 1);
-    at("moment-text").textContent = `step ${moment} of ${at("moment").max}`;
-    showMoment(moment);
-  });
+  at("moment").addEventListener("input", () => showMoment(Math.min(whole("moment"), film.length - 1)));
   at("new-face").addEventListener("click", () => {
     update(take({ seed: Math.floor(1000 * Math.random()), way: 0 }), { leisurely: true });
   });
