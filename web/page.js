@@ -93,7 +93,8 @@ async function drawNow(mine, noise, { leisurely = false } = {}) {
     if (!calm.matches || moment === steps) {
       showMoment(moment);
       showStrip(steps);
-      if (leisurely) await new Promise((done) => setTimeout(done, 25)); // a fast machine would show no film
+      const early = leisurely ? began + 40 * moment - performance.now() : 0; // a fast machine would show no film
+      if (early > 0) await new Promise((done) => setTimeout(done, early));
     }
   }
   result = denormalize(film.at(-1)[1], model());
