@@ -84,6 +84,7 @@ function question() {
 async function drawNow(mine, noise, { leisurely = false } = {}) {
   const [steps, step] = [whole("steps"), at("sampler").value === "dpm" ? dpmSolver() : ddim];
   const [predict, began] = [question(), performance.now()];
+  let waited = 0;
   film = [[noise, noise.map(() => 0)]];
   at("moment").max = steps;
   for await (const pair of sample(predict, noise, evenly(steps), step)) {
@@ -94,11 +95,13 @@ async function drawNow(mine, noise, { leisurely = false } = {}) {
       showMoment(moment);
       showStrip(steps);
       const early = leisurely ? began + 40 * moment - performance.now() : 0; // a fast machine would show no film
+      const pause = performance.now();
       if (early > 0) await new Promise((done) => setTimeout(done, early));
+      waited += performance.now() - pause;
     }
   }
   result = denormalize(film.at(-1)[1], model());
-  const seconds = ((performance.now() - began) / 1000).toFixed(2);
+  const seconds = ((performance.now() - began - waited) / 1000).toFixed(2);
   say(`Drawn in ${steps} ${steps === 1 ? "step" : "steps"} and ${seconds} seconds, on your machine.`);
   return true;
 }
