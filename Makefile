@@ -5,6 +5,8 @@ BIN := .venv/bin
 # Two processes of one thread do more than one of two. A file stays whole, and the files in their order.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 COVERAGE := --cov=diffusion_utils --cov=more --cov-report=term-missing --cov-fail-under=95
+# The site's packages from npm; tests that need them are skipped where there is no npm.
+NPM_PACKAGES := $(if $(shell command -v npm),web/node_modules/.package-lock.json)
 ROOT_USER := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: lab help test style format sync lessons tables faces images site address test-oldest test-newest
@@ -15,7 +17,7 @@ lab: .venv/for-lessons  ## start the course in JupyterLab
 help:  ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+.*:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-test: style  ## run all tests, every lesson included
+test: style $(NPM_PACKAGES)  ## run all tests, every lesson included
 	$(BIN)/python $(PYTEST) $(COVERAGE)
 
 style: .venv/for-tests  ## see whether all files are written in one style
@@ -43,22 +45,26 @@ faces: .venv/for-tests  ## draw the data set and its sheets again
 images: .venv/for-tests  ## draw the other pictures again, with the models that ship
 	$(BIN)/python tools/make_images.py
 
-site: .venv/for-tests  ## render README and lessons as web pages in site/
+site: .venv/for-tests web/node_modules/.package-lock.json  ## make the web site: the page that draws, and the lessons
 	$(BIN)/python tools/make_site.py
 
 address: .venv/for-tests  ## change the public address in badges and cells: make address REPO=owner/name
 	$(BIN)/python tools/address.py $(REPO)
 
-test-oldest: .venv-oldest/installed  ## run all tests with the oldest versions that the requirements allow
+test-oldest: .venv-oldest/installed $(NPM_PACKAGES)  ## run all tests with the oldest versions that the requirements allow
 	.venv-oldest/bin/python $(PYTEST)
 
-test-newest: .venv-newest/installed  ## run all tests with the newest versions
+test-newest: .venv-newest/installed $(NPM_PACKAGES)  ## run all tests with the newest versions
 	.venv-newest/bin/python $(PYTEST)
 
 test test-oldest test-newest: export OMP_NUM_THREADS := 1
 # Linux: keep freed memory for the next step of a training, in place of fetching it anew from the system.
 test test-oldest test-newest: export MALLOC_MMAP_MAX_ := 0
 test test-oldest test-newest: export MALLOC_TRIM_THRESHOLD_ := 4000000000
+
+web/node_modules/.package-lock.json: web/package-lock.json
+	npm ci --prefix web --ignore-scripts --no-audit --no-fund
+	touch $@
 
 # The environments: .venv with what a reader needs, or with the tests' packages too ----------
 

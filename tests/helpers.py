@@ -1,6 +1,7 @@
 """What several tests share: small pictures, models and trainings, and programs that run on their own."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,9 @@ from more.long_training import carry_on
 
 TRAIN = str(ROOT / "train.py")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+BROWSER_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 
 # Pictures -------------------------------------------------------------------------------

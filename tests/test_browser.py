@@ -14,11 +14,10 @@ import time
 import urllib.request
 
 import pytest
+from helpers import BROWSER, BROWSER_OPTIONS
 from lessons import ROOT, cells
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome here")
 
 SHOTS = ROOT / "tests" / "screenshots"
@@ -32,7 +31,7 @@ TROUBLE = """slider => slider.closest('.widget-interact').querySelectorAll(
 def lab(tmp_path_factory):
     """A JupyterLab over a copy of the course, with settings of its own. Yields address and folder."""
     copy, private = (tmp_path_factory.mktemp(name) for name in ("course", "jupyter"))
-    leave_out = shutil.ignore_patterns(".*", "tests", "benchmarks", "images", "my_*")
+    leave_out = shutil.ignore_patterns(".*", "tests", "benchmarks", "images", "web", "site", "my_*")
     shutil.copytree(ROOT, copy, ignore=leave_out, dirs_exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -67,8 +66,7 @@ def lab(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page():
     with playwright.sync_playwright() as engine:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        browser = engine.chromium.launch(executable_path=BROWSER, args=options)
+        browser = engine.chromium.launch(executable_path=BROWSER, args=BROWSER_OPTIONS)
         yield browser.new_page(viewport={"width": 1400, "height": 1000})
         browser.close()
 

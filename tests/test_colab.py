@@ -1,6 +1,7 @@
 """The first cell of each lesson on Colab: a stand-in for Colab, and git sent to a copy of this folder."""
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -108,10 +109,23 @@ def test_one_address_everywhere():
         top = nbformat.read(path, as_version=4).cells[0].source
         place = f"{colab_site}/github/{repository}/blob/{version}/notebooks/{path.name}"
         assert f"[![Open in Colab]({colab_site}/assets/colab-badge.svg)]({place})" in top
+    page = (ROOT / "web" / "index.html").read_text(encoding="utf-8")
+    place = f"{colab_site}/github/{repository}/blob/{version}/notebooks/{LESSONS[0].name}"
+    assert f'href="{place}"' in page and f'href="https://github.com/codespaces/new/{repository}"' in page
+
+
+def test_dev_container():
+    """It sets up with a target that make has, and opens a lesson that is there."""
+    text = (ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8")
+    settings = json.loads(re.sub(r"(?m)(^| )//.*", "", text))
+    make, target = settings["onCreateCommand"].split()
+    assert make == "make" and f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert settings["customizations"]["codespaces"]["openFiles"] == [f"notebooks/{LESSONS[0].name}"]
 
 
 def test_make_address(tmp_path, monkeypatch):
-    names = "README.md", "pyproject.toml", "tools/first_cell.py", "notebooks/00_introduction.ipynb"
+    names = ("README.md", "pyproject.toml", "tools/first_cell.py", "web/index.html",
+             "notebooks/00_introduction.ipynb")  # fmt: skip
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -121,7 +135,8 @@ def test_make_address(tmp_path, monkeypatch):
     address.rewrite("somebody/some.course")
     assert address.course()["repository"] == "somebody/some.course"
     for name in names:
-        assert old not in (tmp_path / name).read_text(encoding="utf-8")
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert old not in text and old.replace("/", ".github.io/") not in text
     for name in names[2:]:
         assert "github.com/somebody/some.course" in (tmp_path / name).read_text(encoding="utf-8")
     nbformat.validate(nbformat.read(tmp_path / names[-1], as_version=4))

@@ -1,33 +1,85 @@
-"""The course as web pages: every link and picture leads somewhere."""
+"""The course as web pages: every link and picture leads somewhere, and nothing comes from elsewhere."""
 
+import json
 import re
 
 import make_site
 import pytest
 from lessons import LESSONS
 
+NAMES = [path.stem for path in LESSONS]
+pytestmark = pytest.mark.skipif(not make_site.PACKAGES.exists(), reason="no make site yet")
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    make_site.make(folder)
-    return folder
+    make_site.course(folder)
+    return folder / "course"
 
 
-def test_pages(site):
-    names = [path.stem for path in LESSONS]
-    assert sorted(path.stem for path in (site / "notebooks").iterdir()) == names
-    index = (site / "index.html").read_text(encoding="utf-8")
-    assert all(f'href="notebooks/{name}.html"' in index for name in names)
+@pytest.fixture(scope="module")
+def pages(site):
+    """The text of each page, without programs and styles."""
+    texts = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
+    return {
+        page: re.sub(r"<(script|style).*?</\1>", "", text, flags=re.DOTALL) for page, text in texts.items()
+    }
 
 
-def test_links_lead_somewhere(site):
-    for page in site.rglob("*.html"):
-        html = re.sub(r"<(script|style).*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+def test_pages(site, pages):
+    assert sorted(path.stem for path in (site / "notebooks").glob("*.html")) == NAMES
+    assert all(f'href="notebooks/{name}.html"' in pages[site / "index.html"] for name in NAMES)
+
+
+def test_ways_through_the_lessons(site, pages):
+    for i, name in enumerate(NAMES):
+        text = pages[site / "notebooks" / f"{name}.html"]
+        footer = text[text.index("md-footer") :]
+        for neighbour in NAMES[max(0, i - 1) : i] + NAMES[i + 1 : i + 2]:
+            assert f'href="{neighbour}.html"' in footer
+        assert 'class="md-nav md-nav--secondary"' in text and "#on-your-own" in text  # the table of contents
+
+
+def test_search(site):
+    found = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    assert {entry["location"].split("#")[0] for entry in found} >= {
+        f"notebooks/{name}.html" for name in NAMES
+    }
+
+
+def test_links_lead_somewhere(site, pages):
+    for page, html in pages.items():
+        if page.name == "404.html":  # its links begin at the root of a server
+            continue
         targets = re.findall(r'(?:href|src)="([^"#]+)(?:#[^"]*)?"', html)
         local = [t for t in targets if not t.startswith(("http:", "https:", "data:", "mailto:"))]
-        missing = [t for t in local if not (page.parent / t).exists()]
+        ours = [t for t in local if not t.endswith("../index.html")]  # the live page, which is not built here
+        missing = [t for t in ours if not (page.parent / t).exists()]
         assert not missing, (page.name, missing)
         assert not [t for t in local if t.endswith(".ipynb")]
-        images = [image for image in re.findall(r"<img [^>]*>", html) if "base64" not in image]
-        assert all(re.search(r'\balt="[^"]+"', image) for image in images)
+
+
+def test_pictures_have_a_text(pages):
+    for page, html in pages.items():
+        images = re.findall(r"<img [^>]*>", html)
+        lacking = [
+            image[:200] for image in images if not re.search(r'\balt="(?!No description)[^"]+"', image)
+        ]
+        assert not [image for image in lacking if "icon.svg" not in image], page.name
+
+
+def test_nothing_comes_from_elsewhere(site, pages):
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r'<(?:script|img|iframe)[^>]* src="https?:|<link[^>]* href="https?:', text), (
+            page.name
+        )
+        assert "widget-state+json" not in text and "require.min.js" not in text
+
+
+def test_sliders_leave_their_picture(site, pages):
+    text = pages[site / "notebooks" / "05_sampling.html"]
+    assert "Saved with <b>steps</b> 20, <b>seed</b> 1." in text
+    (picture,) = re.findall(r'<div class="still">.*?<img alt="[^"]+" src="data:image/png;base64,', text, re.S)
+    assert "interactive(children" not in text

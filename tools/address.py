@@ -25,10 +25,13 @@ def rewrite(new):
         raise SystemExit(f"REPO: {new!r} is not of the form owner/name")
     old = course()["repository"]
     first_cell = ROOT / "tools" / "first_cell.py"
-    for path in [*sorted((ROOT / "notebooks").glob("*.ipynb")), first_cell, ROOT / "README.md", PROJECT]:
+    others = first_cell, ROOT / "README.md", ROOT / "web" / "index.html", PROJECT
+    for path in [*sorted((ROOT / "notebooks").glob("*.ipynb")), *others]:
         text = path.read_text(encoding="utf-8")
         text = text.replace(f"github.com/{old}", f"github.com/{new}")  # in links and in the first cell
         text = text.replace(f"/github/{old}/", f"/github/{new}/")  # in the badges
+        text = text.replace(f"/codespaces/new/{old}", f"/codespaces/new/{new}")
+        text = text.replace(old.replace("/", ".github.io/"), new.replace("/", ".github.io/"))  # the site
         if path == PROJECT:
             text = text.replace(f'repository = "{old}"', f'repository = "{new}"')
         path.write_text(text, encoding="utf-8")

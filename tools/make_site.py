@@ -1,45 +1,161 @@
-"""Render the README and all lessons as web pages, with links between them.
+"""Make the web site: the page that draws in the reader's browser, and around it the lessons.
 
     python tools/make_site.py [folder]
 
-Without a folder they go to site/.
+Without a folder it goes to site/. Nothing is executed; what lessons show is what they have saved.
 """
 
+import gzip
+import html
+import logging
 import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
-from address import course
+import export_onnx
+import nbformat
+from address import course as settings
 from lessons import LESSONS, ROOT
-from nbconvert import HTMLExporter
-from nbconvert.filters import markdown2html
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
 
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Diffusion models, built by hand</title>
-<style>body {{ max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 sans-serif }}
-img {{ max-width: 100% }} pre {{ overflow-x: auto; background: #f4f4f4; padding: .7rem }}
-table {{ border-collapse: collapse }} td, th {{ border-bottom: 1px solid #ccc; padding: .3rem .6rem; text-align: left }}</style>
-</head><body>{}</body></html>
-"""
+WEB = ROOT / "web"
+PACKAGES = WEB / "node_modules"
+PARTS = {"Build it": 0, "Understand it": 6, "Put it to work": 9, "Beyond the article": 11}
+VIEW, STATE = (f"application/vnd.jupyter.widget-{kind}+json" for kind in ("view", "state"))
+BUTTONS = r'<span class="ways"><a href="\1">Open in Colab</a><a href="../../index.html">Draw a face in this browser</a></span>'
+BINARIES = ["ort-wasm-simd-threaded", "ort-wasm-simd-threaded.asyncify"]  # the latter knows WebGPU
 
 
-def link_pages(html):
+def check_packages():
+    if not PACKAGES.exists():
+        raise SystemExit(
+            "onnxruntime-web and KaTeX are missing: run `make site`, or `npm ci --prefix web` once"
+        )
+
+
+# The live page ------------------------------------------------------------------------------
+
+
+def live_page(site, models=None):
+    """The page that draws: its files as they are, onnxruntime-web, and the models as ONNX."""
+    leave_out = shutil.ignore_patterns("node_modules", "package*.json", "lessons", "mkdocs.yml")
+    shutil.copytree(WEB, site, ignore=leave_out, dirs_exist_ok=True)
+    shutil.copy(ROOT / "images" / "noise_to_face.png", site)
+    shutil.copy(ROOT / "LICENSE", site)
+    runtime, package = site / "runtime", PACKAGES / "onnxruntime-web"
+    runtime.mkdir(exist_ok=True)
+    for name in ["ort.wasm.min.mjs", "ort.webgpu.min.mjs", *(f"{binary}.mjs" for binary in BINARIES)]:
+        shutil.copy(package / "dist" / name, runtime)
+    for binary in BINARIES:  # packed here, since few servers would do it
+        packed = gzip.compress((package / "dist" / f"{binary}.wasm").read_bytes(), 6, mtime=0)
+        (runtime / f"{binary}.wasm.gz").write_bytes(packed)
+    export_onnx.main(site / "models", models or export_onnx.shipped())
+
+
+# The lessons --------------------------------------------------------------------------------
+
+
+def still(widget, states):
+    """What a saved slider showed, as plain HTML; None for a widget that is no slider."""
+    parts = [states[child.removeprefix("IPY_MODEL_")]["state"] for child in widget.get("children", [])]
+    shown = [output for part in parts for output in part.get("outputs", [])]
+    if not shown:
+        return None
+    settings = []
+    for part in [part for part in parts if part.get("description")]:
+        choices, index = part.get("_options_labels"), part.get("index")
+        value = part.get("value") if choices is None else choices[index]
+        settings.append(f"<b>{html.escape(part['description'])}</b> {html.escape(str(value))}")
+    lines = [f"<p>Saved with {', '.join(settings)}. In JupyterLab or Colab you can move it.</p>"]
+    for output in shown:
+        if "image/png" in output.get("data", {}):
+            lines.append(f'<img alt="" src="data:image/png;base64,{output["data"]["image/png"].strip()}">')
+        else:
+            lines.append(f"<pre>{html.escape(output.get('text', ''))}</pre>")
+    return f'<div class="still">{"".join(lines)}</div>'
+
+
+def plain(notebook):
+    """The notebook without what would come from elsewhere: stills in place of widgets, words in place of a badge."""
+    states = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\[!\[Open in Colab\][^)]*\)\]\(([^)]*)\)", BUTTONS, cell.source)
+            cell.source = re.sub(
+                "^#+ .*", lambda heading: heading[0].replace("`", ""), cell.source, flags=re.M
+            )
+        for output in cell.get("outputs", []):
+            view = output.get("data", {}).pop(VIEW, None)
+            if view and (picture := still(states[view["model_id"]]["state"], states)):
+                output.data["text/html"] = picture
+    return notebook
+
+
+def described(page):
+    """Give each picture of a lesson's page a text for those who cannot see it: the heading that it stands under."""
+    parts, heading = re.split(r"(<h[1-4].*?</h[1-4]>|<img [^>]*>)", page, flags=re.DOTALL), ""
+    for i, part in enumerate(parts):
+        if part.startswith("<h"):
+            heading = html.escape(html.unescape(re.sub(r"<[^>]*>|¶", "", part)).strip())
+        elif part.startswith("<img") and not re.search(r'alt="(?!No description)[^"]', part):
+            parts[i] = f'<img alt="Picture under “{heading}”"' + re.sub(r' alt="[^"]*"', "", part[4:])
+    return "".join(parts)
+
+
+def linked(page):
     """Let links to lessons lead to their pages, and those to other files to the public repository."""
-    html = re.sub(r'href="(?!https?:)([^"#]*)\.ipynb(#[^"]*)?"', r'href="\1.html\2"', html)
-    files = f"https://github.com/{course()['repository']}/tree/{course()['version']}/"
-    return re.sub(r'href="(?!https?:|#|[^"]*\.html)(?:\.\./)?([^"]+)"', rf'href="{files}\1"', html)
+    page = re.sub(r'href="(?!https?:)([^"#]*)\.ipynb(#[^"]*)?"', r'href="\1.html\2"', page)
+    files = f"https://github.com/{settings()['repository']}/tree/{settings()['version']}/"
+    known = r"https?:|#|\.?/|mailto:|[^\"]*\.(?:html|css|js|png|svg|woff2)"
+    return re.sub(rf'href="(?!{known})(?:\.\./)?([^"]+)"', rf'href="{files}\1"', page)
+
+
+def documents(folder):
+    """Lay what the generator takes into `folder`: README, lessons, pictures, and how they are to look."""
+    shutil.copy(ROOT / "README.md", folder / "index.md")
+    shutil.copytree(ROOT / "images", folder / "images")
+    shutil.copytree(WEB / "lessons", folder / "assets")
+    shutil.copy(WEB / "icon.svg", folder / "assets")
+    (folder / "notebooks").mkdir()
+    for path in LESSONS:
+        nbformat.write(plain(nbformat.read(path, as_version=4)), folder / "notebooks" / path.name)
+    katex, target = PACKAGES / "katex" / "dist", folder / "assets" / "katex"
+    (target / "fonts").mkdir(parents=True)
+    for file in katex.glob("fonts/*.woff2"):
+        shutil.copy(file, target / "fonts")
+    for name in ("katex.min.css", "katex.min.js", "contrib/auto-render.min.js"):
+        shutil.copy(katex / name, target)
+
+
+def navigation():
+    """The lessons in their parts, as the generator takes it."""
+    nav, ends = [{"Draw a face": "../index.html"}, {"The course": "index.md"}], [*PARTS.values(), 100][1:]
+    for (part, first), end in zip(PARTS.items(), ends):
+        nav.append(
+            {part: [f"notebooks/{path.name}" for path in LESSONS if first <= int(path.stem[:2]) < end]}
+        )
+    return nav
+
+
+def course(site):
+    """README and lessons as pages with contents, search and ways from one to the next."""
+    logging.getLogger("mkdocs").setLevel(logging.ERROR)  # links out of the pages: `linked` sees to them
+    with tempfile.TemporaryDirectory() as folder:
+        documents(Path(folder))
+        folders = dict(docs_dir=folder, site_dir=str(site / "course"))
+        build(load_config(str(WEB / "mkdocs.yml"), nav=navigation(), **folders))
+    for page in (site / "course").rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(linked(described(text)), encoding="utf-8")
 
 
 def make(site):
-    (site / "notebooks").mkdir(parents=True, exist_ok=True)
-    for path in LESSONS:
-        html, _ = HTMLExporter().from_filename(str(path))
-        (site / "notebooks" / f"{path.stem}.html").write_text(link_pages(html), encoding="utf-8")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (site / "index.html").write_text(PAGE.format(link_pages(markdown2html(readme))), encoding="utf-8")
-    shutil.copytree(ROOT / "images", site / "images", dirs_exist_ok=True)
+    check_packages()
+    live_page(site)
+    course(site)
 
 
 if __name__ == "__main__":

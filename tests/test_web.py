@@ -1,0 +1,269 @@
+"""The page that draws in the reader's browser: the same faces as PyTorch's, its sliders, its link, its limits.
+
+Needs Chromium or Chrome, the package playwright, and what `make site` has fetched from npm.
+"""
+
+import functools
+import html
+import http.server
+import io
+import re
+import threading
+from urllib.parse import quote
+
+import export_onnx
+import make_site
+import pytest
+import torch
+from helpers import BROWSER, BROWSER_OPTIONS
+from PIL import Image
+
+from diffusion_utils import LARGE_MODEL, TOY_MODEL, Diffusion, ddim, generate
+from more.samplers import dpm_solver
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)  # its exporter was another
+needs_a_browser = pytest.mark.skipif(
+    BROWSER is None or OLD or not make_site.PACKAGES.exists(),
+    reason="no Chromium or Chrome here, no make site yet, or PyTorch before 2.9",
+)
+WORDS = [path for path in export_onnx.shipped() if "vocabulary" in (path / "config.json").read_text("utf-8")]
+STATUS = "document.getElementById('status').textContent"
+DRAWN = f"{STATUS}.startsWith('Drawn')"
+
+
+def value(page, name):
+    return page.eval_on_selector(f"#{name}", "element => element.value")
+
+
+def face(page):
+    """The face that is shown, as the address of its picture."""
+    return page.eval_on_selector("#image", "canvas => canvas.toDataURL()")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """A plain static server with the page in a subfolder, as on GitHub Pages."""
+    folder = tmp_path_factory.mktemp("server")
+    make_site.live_page(folder / "course", [TOY_MODEL, LARGE_MODEL, *WORDS])
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/course/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=BROWSER, args=BROWSER_OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser, address):
+    """The page after its first face. At the end nothing may have gone wrong, and nothing been asked of others."""
+    page, trouble = browser.new_page(viewport={"width": 1280, "height": 900}), []
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("console", lambda message: message.type == "error" and trouble.append(message.text))
+    page.on(
+        "request", lambda request: request.url.startswith((address, "blob:")) or trouble.append(request.url)
+    )
+    page.goto(address)
+    page.wait_for_function(DRAWN)
+    yield page
+    assert not trouble
+
+
+def press(page, name, key):
+    """Press a key on the slider `name`, and wait until what follows from it is drawn."""
+    page.evaluate(f"{STATUS} = ''")
+    page.focus(f"#{name}")
+    page.keyboard.press(key)
+    page.wait_for_function(DRAWN)
+
+
+def follow(page, settings):
+    """Follow a link that holds these settings, and wait until the face is drawn."""
+    page.evaluate(f"settings => {{ {STATUS} = ''; location.hash = settings }}", settings)
+    page.wait_for_function(DRAWN)
+
+
+# The picture --------------------------------------------------------------------------------
+
+
+@needs_a_browser
+@pytest.mark.parametrize(
+    "folder, steps, sampler", [(TOY_MODEL, 20, "ddim"), (TOY_MODEL, 6, "dpm"), (LARGE_MODEL, 4, "ddim")]
+)
+def test_the_same_face_as_in_pytorch(page, folder, steps, sampler):
+    """Within 2/255 on average: weights in 16 bits, and sums in another order."""
+    diffusion = Diffusion.from_pretrained(folder)
+    size = diffusion.config.image_size
+    noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(3))
+    follow(page, f"model={folder.name}&steps={steps}&sampler={sampler}")
+    colours = torch.tensor(page.evaluate("noise => drawFrom(noise)", noise.flatten().tolist()))
+    step = dpm_solver() if sampler == "dpm" else ddim
+    expected = generate(diffusion, steps=steps, noise=noise, sampler=step, exact=True)
+    difference = (colours.view_as(expected) - expected).abs()
+    assert difference.mean() < 2 / 255
+    assert expected.std() > 0.1
+
+
+@needs_a_browser
+@pytest.mark.parametrize("folder", WORDS, ids=lambda folder: folder.name)
+def test_the_same_face_from_words(page, folder):
+    from more.guidance import ask, tokens
+
+    diffusion = export_onnx.load(folder)
+    vocabulary = diffusion.config.vocabulary
+    noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    sentence = " ".join(vocabulary[3:60:7])
+    follow(page, f"model={folder.name}&steps=5&sampler=ddim&strength=1.5&words={quote(sentence)}")
+    colours = torch.tensor(page.evaluate("noise => drawFrom(noise)", noise.flatten().tolist()))
+    expected = ask(diffusion, sentence, n=1, strength=1.5, steps=5, noise=noise, exact=True)
+    assert (colours.view_as(expected) - expected).abs().mean() < 2 / 255
+    page.fill("#words", "a zebra")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"{STATUS}.startsWith('The network does not know:') && {STATUS}.includes('zebra')")
+    examples = page.eval_on_selector_all("#examples button", "all => all.map(e => e.textContent)")
+    assert tokens(examples, vocabulary).any(dim=1).all()  # it knows all of their words
+
+
+@needs_a_browser
+def test_noise_is_normal(page):
+    noise = torch.tensor(page.evaluate("import('./diffusion.js').then(m => [...m.startingNoise(7, 30000)])"))
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+    assert abs((noise[1:] * noise[:-1]).mean()) < 0.02 and abs((noise**4).mean() - 3) < 0.15
+    mixed = "m.between(m.startingNoise(7, 30000), m.startingNoise(8, 30000), 0.4)"
+    mixed = torch.tensor(page.evaluate(f"import('./diffusion.js').then(m => [...{mixed}])"))
+    assert abs(mixed.std() - 1) < 0.02
+
+
+# What a reader does -------------------------------------------------------------------------
+
+
+@needs_a_browser
+def test_sliders_by_keyboard(page, address):
+    follow(page, f"model={TOY_MODEL.name}&steps=4&seed=7")
+    before = face(page)
+    press(page, "steps", "ArrowRight")
+    assert value(page, "steps") == "5" and page.text_content("#steps-text") == "5"
+    assert "steps=5" in page.url and face(page) != before
+    before = face(page)
+    press(page, "seed", "ArrowRight")
+    assert value(page, "seed") == "8" and "seed=8" in page.url and face(page) != before
+    last = face(page)
+    page.focus("#moment")
+    page.keyboard.press("Home")  # the film, from its first moment
+    assert page.text_content("#moment-text") == "step 0 of 5" and face(page) != last
+    page.keyboard.press("End")
+    assert face(page) == last
+    page.focus("#new-face")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"document.getElementById('seed').value !== '8' && {DRAWN}")
+
+
+@needs_a_browser
+def test_a_link_holds_the_settings(page, browser, address):
+    follow(page, f"model={TOY_MODEL.name}&steps=3&seed=123&sampler=dpm&to=9&way=30")
+    friend = browser.new_page()
+    friend.goto(page.url)
+    friend.wait_for_function(DRAWN)
+    names = "model", "steps", "seed", "sampler", "to", "way"
+    assert [value(friend, name) for name in names] == [TOY_MODEL.name, "3", "123", "dpm", "9", "30"]
+    assert face(friend) == face(page)
+    friend.close()
+    friend = browser.new_page()
+    friend.goto(f"{address}#steps=900&seed=x&sampler=magic&model=none&other=1")
+    friend.wait_for_function(DRAWN)
+    assert [value(friend, name) for name in names[:4]] == [TOY_MODEL.name, "50", "7", "ddim"]
+    friend.close()
+
+
+@needs_a_browser
+def test_a_walk_and_a_png(page):
+    follow(page, "steps=2&seed=1&to=2&way=0&sampler=ddim")
+    page.click("#walk")
+    page.wait_for_function("document.querySelectorAll('#stations button:enabled').length === 9")
+    faces = "buttons => buttons.map(button => button.firstChild.toDataURL())"
+    assert len(set(page.eval_on_selector_all("#stations button", faces))) == 9
+    page.click("#stations button:nth-child(5)")
+    page.wait_for_function(f"location.hash.includes('way=50') && {DRAWN}")
+    with page.expect_download() as download:
+        page.click("#save")
+    assert download.value.suggested_filename == "face-1.png"
+    assert Image.open(io.BytesIO(download.value.path().read_bytes())).size == (512, 512)
+
+
+@needs_a_browser
+def test_for_everybody(page):
+    """A name for each control, pictures with a text, and no page wider than a phone."""
+    nameless = (
+        "all => all.filter(e => !(e.labels?.length || e.textContent.trim() || e.ariaLabel)).map(e => e.id)"
+    )
+    assert page.eval_on_selector_all("input, select, button, a", nameless) == []
+    assert page.eval_on_selector_all(
+        ".studio canvas", "all => all.every(e => e.role === 'img' && e.ariaLabel)"
+    )
+    for width in (360, 768, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+# When something is missing --------------------------------------------------------------------
+
+
+@needs_a_browser
+@pytest.mark.parametrize(
+    "missing, sentence",
+    [
+        ("runtime/*.wasm.gz", "The file runtime/ort-wasm-simd-threaded.wasm.gz did not arrive (404)"),
+        ("runtime/*.min.mjs", "The file runtime/ort.wasm.min.mjs did not arrive"),
+        ("models/*.onnx", "The file models/toy_faces_32.onnx did not arrive (404)"),
+        ("models/*.json", "The file models/models.json did not arrive (404)"),
+        ("page.js", "The program of this page did not arrive"),
+        ("WebAssembly", "This browser has no WebAssembly"),
+    ],
+)
+def test_what_is_missing_is_named(browser, address, missing, sentence):
+    page = browser.new_page()
+    if missing == "WebAssembly":
+        page.add_init_script("delete globalThis.WebAssembly")
+    page.route(f"**/{missing}", lambda route: route.fulfill(status=404))
+    page.goto(address)
+    page.wait_for_function(f"sentence => {STATUS}.startsWith(sentence)", arg=sentence)
+    page.close()
+
+
+# As files -----------------------------------------------------------------------------------
+
+
+def test_the_loop_that_is_shown_is_the_loop_that_runs():
+    page = (make_site.WEB / "index.html").read_text(encoding="utf-8")
+    here, there = (
+        html.unescape(re.search(rf'id="{name}">(.*?)</code>', page, re.S)[1]) for name in ("here", "there")
+    )
+    assert here in (make_site.WEB / "diffusion.js").read_text(encoding="utf-8")
+    head, *body = there.splitlines()
+    core = (make_site.ROOT / "diffusion_utils.py").read_text(encoding="utf-8")
+    assert head in core and "\n".join(body) in core
+
+
+def test_no_address_of_others_is_loaded():
+    for path in make_site.WEB.glob("*.*"):
+        if path.suffix in (".js", ".css", ".html"):
+            text = re.sub(r'<a [^>]*href="[^"]*"', "", path.read_text(encoding="utf-8"))
+            assert not re.search(r"""(?:src=|href=|url\(|import|fetch)\W*https?:""", text), path.name
+
+
+def test_small_pictures_come_first():
+    names = [folder.name for folder in export_onnx.shipped()]
+    assert names.index(TOY_MODEL.name) == 0 and LARGE_MODEL.name in names

@@ -1,0 +1,110 @@
+// The loop that draws, in plain JavaScript. It is lesson 05's, word for word where the language allows;
+// dpmSolver is lesson 11's. A picture is a Float32Array: all of its red, then all green, then all blue, row by
+// row, normalised to mean 0 and standard deviation 1. `predict(noisy, time)` asks the network.
+
+const [START, END] = [Math.acos(0.95), Math.acos(0.02)];
+
+// How much noise and how much picture at `time`, from 0 (clean) to 1 (noise). Lesson 02.
+export function schedule(time) {
+  const angle = START + time * (END - START);
+  return [Math.sin(angle), Math.cos(angle)];
+}
+
+// The noisy picture at `time`: signalRate · image + noiseRate · noise. Lesson 02.
+export function mix(image, noise, time) {
+  const [noiseRate, signalRate] = schedule(time);
+  return image.map((value, i) => signalRate * value + noiseRate * noise[i]);
+}
+
+// Ask the network once: the noise it sees in `noisy`, and the picture that remains. Lesson 05. Where a network takes
+// words, `words` are their numbers.
+export function predictor(answer, words) {
+  return async function predict(noisy, time) {
+    const [noiseRate, signalRate] = schedule(time);
+    const noise = await answer(noisy, time, words);
+    return [noise, noisy.map((value, i) => (value - noiseRate * noise[i]) / signalRate)];
+  };
+}
+
+// Go from the guess of `free` to that of `asked`, and beyond: classifier-free guidance. Lesson 12.
+export function guide(asked, free, strength) {
+  return async function guided(noisy, time) {
+    const [guesses, others] = [await asked(noisy, time), await free(noisy, time)];
+    return guesses.map((guess, k) => guess.map((value, i) => others[k][i] + strength * (value - others[k][i])));
+  };
+}
+
+// The numbers of the words of a sentence in the vocabulary, from 1 on, then zeros; commas count as words. Lesson 12.
+// A sentence that is too long, or has words that the network does not know, is an Error that says so.
+export function tokens(sentence, vocabulary, length) {
+  const words = sentence.toLowerCase().match(/[^\s,.;:!?]+|,/g) ?? [];
+  const unknown = [...new Set(words.filter((word) => !vocabulary.includes(word)))];
+  if (unknown.length) throw new Error(`The network does not know: ${unknown.join(", ")}. Please say it in other words.`);
+  if (words.length > length) throw new Error(`These are ${words.length} words and commas; ${length} are the most.`);
+  return BigInt64Array.from({ length }, (_, i) => BigInt(i < words.length ? 1 + vocabulary.indexOf(words[i]) : 0));
+}
+
+// One step of DDIM: what was seen is mixed again, with less noise. Lesson 05.
+export async function ddim(predict, noisy, time, nextTime) {
+  const [noise, image] = await predict(noisy, time);
+  return [mix(image, noise, nextTime), image];
+}
+
+// A step that remembers the last guess, and where guesses are heading: DPM-Solver++ 2M. Lesson 11.
+export function dpmSolver() {
+  let last = null;
+  return async function step(predict, noisy, time, nextTime) {
+    const [, image] = await predict(noisy, time);
+    const [[noiseRate, signalRate], [nextNoise, nextSignal]] = [schedule(time), schedule(nextTime)];
+    const [now, then] = [Math.log(signalRate / noiseRate), Math.log(nextSignal / nextNoise)];
+    const ahead = last ? (then - now) / (now - last.logRate) / 2 : 0; // nothing to remember yet
+    const guess = last ? image.map((value, i) => value + ahead * (value - last.image[i])) : image;
+    last = { logRate: now, image };
+    const shrink = nextNoise / noiseRate;
+    return [noisy.map((value, i) => shrink * value + (nextSignal - shrink * signalRate) * guess[i]), guess];
+  };
+}
+
+// Go from `noisy` along `times`, from 1 to 0; yields the noisy picture and the guess after each step. Lesson 05.
+export async function* sample(predict, noisy, times, step = ddim) {
+  for (let i = 1; i < times.length; i++) {
+    let image;
+    [noisy, image] = await step(predict, noisy, times[i - 1], times[i]);
+    yield [noisy, image];
+  }
+}
+
+// The times of `steps` equal steps from 1 to 0.
+export function evenly(steps) {
+  return Array.from({ length: steps + 1 }, (_, i) => (steps - i) / steps);
+}
+
+// A whole number of 32 bits, stirred until no pattern is left (Chris Wellons' lowbias32).
+function stirred(number) {
+  number = Math.imul(number ^ (number >>> 16), 0x7feb352d);
+  number = Math.imul(number ^ (number >>> 15), 0x846ca68b);
+  return (number ^ (number >>> 16)) >>> 0;
+}
+
+// `length` numbers of a normal distribution, the same for the same seed in every browser; not PyTorch's. Two evenly
+// spread numbers out of (0, 1), each a stirred counter, become a normal one: Box and Muller 1958.
+export function startingNoise(seed, length) {
+  const key = stirred(seed + 0x9e3779b9);
+  const even = (counter) => (stirred(counter ^ key) + 0.5) / 2 ** 32;
+  return Float32Array.from({ length }, (_, i) => {
+    return Math.sqrt(-2 * Math.log(even(2 * i))) * Math.cos(2 * Math.PI * even(2 * i + 1));
+  });
+}
+
+// From one noise to another, `share` of the way: along a quarter circle, so that it stays noise of deviation 1.
+export function between(one, other, share) {
+  const angle = (share * Math.PI) / 2;
+  return one.map((value, i) => Math.cos(angle) * value + Math.sin(angle) * other[i]);
+}
+
+// Colours from 0 to 1 in place of normalised ones. Lesson 05.
+export function denormalize(image, { mean, deviation }) {
+  const pixels = image.length / mean.length;
+  const colour = (value, i) => mean[Math.floor(i / pixels)] + value * deviation[Math.floor(i / pixels)];
+  return image.map((value, i) => Math.min(1, Math.max(0, colour(value, i))));
+}

@@ -1,0 +1,274 @@
+// What the page does: settings from sliders and from the link, the film as it is computed, the walk, the PNG.
+
+import { between, ddim, denormalize, dpmSolver, evenly, guide, predictor } from "./diffusion.js";
+import { sample, startingNoise, tokens } from "./diffusion.js";
+import { hasGraphicsCard, loadModel, loadModels } from "./model.js";
+
+const at = (id) => document.getElementById(id);
+const SLIDERS = ["seed", "steps", "to", "way", "strength"];
+const CHOICES = ["sampler", "model", "kind"];
+const SETTINGS = [...CHOICES, ...SLIDERS, "words"];
+const STATIONS = 9; // faces of a walk
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+
+let models = []; // the entries of models.json
+let film = []; // after each step [noisy, image], the starting noise first
+let answer = null; // of the network that is loaded
+let turn = 0; // of the newest drawing; an older one stops when it sees that
+let running = Promise.resolve(); // the drawing that is under way
+let result = null; // the last face, as colours
+
+const model = () => models.find((entry) => entry.name === at("model").value) ?? models[0];
+const whole = (id) => Number(at(id).value);
+const say = (sentence) => (at("status").textContent = sentence);
+
+// Pictures ---------------------------------------------------------------------------------------------------
+
+// Colours (3·S·S, from 0 to 1) as the pixels of a canvas.
+function pixels(colours) {
+  const area = colours.length / 3;
+  const data = new ImageData(Math.sqrt(area), Math.sqrt(area));
+  for (let i = 0; i < area; i++) {
+    for (let c = 0; c < 3; c++) data.data[4 * i + c] = Math.round(255 * colours[c * area + i]);
+    data.data[4 * i + 3] = 255;
+  }
+  return data;
+}
+
+function paint(canvas, normalised) {
+  const data = pixels(denormalize(normalised, model()));
+  [canvas.width, canvas.height] = [data.width, data.height];
+  canvas.getContext("2d").putImageData(data, 0, 0);
+  return data;
+}
+
+// Show the film at `moment`, from 0 (noise) to its end.
+function showMoment(moment) {
+  const [[noisy, image], text] = [film[moment], `step ${moment} of ${at("moment").max}`];
+  [at("moment").value, at("moment").ariaValueText, at("moment-text").textContent] = [moment, text, text];
+  paint(at("noisy"), noisy);
+  const { data, width } = paint(at("image"), image);
+  const corner = (column) => [...data.slice(4 * (2 * width + column), 4 * (2 * width + column) + 3)].join(" ");
+  at("image").parentElement.style.setProperty("--glow", `rgb(${corner(1)})`);
+  at("image").parentElement.style.setProperty("--glow-right", `rgb(${corner(width - 2)})`);
+}
+
+// Ten moments of the film beside each other: what it holds above, what it sees below.
+function showStrip(steps) {
+  const [canvas, size, columns] = [at("strip"), model().image_size, 10];
+  [canvas.width, canvas.height] = [columns * size, 2 * size];
+  for (let column = 0; column < columns; column++) {
+    const moment = Math.round((column * steps) / (columns - 1));
+    (film[moment] ?? []).forEach((picture, row) => {
+      canvas.getContext("2d").putImageData(pixels(denormalize(picture, model())), column * size, row * size);
+    });
+  }
+}
+
+// Drawing ----------------------------------------------------------------------------------------------------
+
+function noiseOnTheWay(share) {
+  const length = model().mean.length * model().image_size ** 2;
+  const one = startingNoise(whole("seed"), length);
+  return share > 0 ? between(one, startingNoise(whole("to"), length), share) : one;
+}
+
+// What the network is asked in each step: for any face, or for what the words say.
+function question() {
+  const [free, { vocabulary, length }, sentence] = [predictor(answer), model(), at("words").value.trim()];
+  if (!vocabulary || sentence === "") return free;
+  return guide(predictor(answer, tokens(sentence, vocabulary, length)), free, whole("strength"));
+}
+
+// Draw from `noise`, and show the film as it is computed. Returns false when a newer drawing has begun.
+async function drawNow(mine, noise, { leisurely = false } = {}) {
+  const [steps, step] = [whole("steps"), at("sampler").value === "dpm" ? dpmSolver() : ddim];
+  const [predict, began] = [question(), performance.now()];
+  let waited = 0;
+  film = [[noise, noise.map(() => 0)]];
+  at("moment").max = steps;
+  for await (const pair of sample(predict, noise, evenly(steps), step)) {
+    if (mine !== turn) return false;
+    film.push(pair);
+    const moment = film.length - 1;
+    if (!calm.matches || moment === steps) {
+      showMoment(moment);
+      showStrip(steps);
+      const early = leisurely ? began + 40 * moment - performance.now() : 0; // a fast machine would show no film
+      const pause = performance.now();
+      if (early > 0) await new Promise((done) => setTimeout(done, early));
+      waited += performance.now() - pause;
+    }
+  }
+  result = denormalize(film.at(-1)[1], model());
+  const seconds = ((performance.now() - began - waited) / 1000).toFixed(2);
+  say(`Drawn in ${steps} ${steps === 1 ? "step" : "steps"} and ${seconds} seconds, on your machine.`);
+  return true;
+}
+
+// One drawing at a time: a new one waits until the old one has stopped. `draw(mine)` is what to do.
+function next(draw) {
+  const mine = ++turn;
+  running = running.then(() => mine === turn && answer && draw(mine)).catch((error) => say(error.message));
+  return running;
+}
+
+const redraw = (options) => next((mine) => drawNow(mine, noiseOnTheWay(whole("way") / 100), options));
+
+// Load the network that is chosen, showing the noise meanwhile, and draw.
+async function load() {
+  const [chosen, kind, progress, files] = [model(), at("kind").value, at("progress"), {}];
+  [answer, turn] = [null, turn + 1];
+  progress.removeAttribute("value"); // it moves, but tells no number yet
+  say("Loading the network …");
+  at("moment").max = whole("steps");
+  clearStations();
+  film = [[noiseOnTheWay(whole("way") / 100), noiseOnTheWay(0).map(() => 0)]];
+  showMoment(0);
+  showStrip(whole("steps"));
+  try {
+    const loaded = await loadModel(chosen, kind, (name, bytes, total) => {
+      files[name] = [bytes, total];
+      const [sum, all] = [0, 1].map((i) => Object.values(files).reduce((so, file) => so + file[i], 0));
+      progress.hidden = false;
+      if (all >= sum) progress.value = sum / all;
+    });
+    if (chosen !== model() || kind !== at("kind").value) return; // another one is wanted meanwhile
+    answer = loaded;
+    await redraw({ leisurely: true });
+    performance.mark("first face");
+  } catch (error) {
+    say(error.message);
+  } finally {
+    progress.hidden = true;
+  }
+}
+
+// The walk ---------------------------------------------------------------------------------------------------
+
+function makeStations() {
+  for (let number = 0; number < STATIONS; number++) {
+    const [station, percent] = [document.createElement("button"), Math.round((100 * number) / (STATIONS - 1))];
+    [station.type, station.disabled] = ["button", true];
+    station.setAttribute("aria-label", `The face at ${percent} percent of the way`);
+    station.append(document.createElement("canvas"));
+    station.addEventListener("click", () => update(take({ way: percent })));
+    at("stations").append(station);
+  }
+}
+
+const walk = () =>
+  next(async (mine) => {
+    for (const [number, station] of [...at("stations").children].entries()) {
+      const share = number / (STATIONS - 1);
+      at("way").value = Math.round(100 * share);
+      showSettings();
+      if (!(await drawNow(mine, noiseOnTheWay(share)))) return;
+      paint(station.firstChild, film.at(-1)[1]);
+      station.disabled = false;
+    }
+  });
+
+// Before a walk its stations show what they begin with: the two noises, more and more of the second.
+function clearStations() {
+  for (const [number, station] of [...at("stations").children].entries()) {
+    station.disabled = true;
+    paint(station.firstChild, noiseOnTheWay(number / (STATIONS - 1)));
+  }
+}
+
+// Settings and the link ----------------------------------------------------------------------------------------
+
+function showSettings() {
+  const { weights, bytes } = model();
+  at("model-help").textContent = `${weights.toLocaleString("en")} weights, ${(bytes / 1e6).toFixed(1)} MB.`;
+  for (const id of SLIDERS) at(`${id}-text`).textContent = id === "way" ? `${at(id).value} %` : at(id).value;
+  at("asking").hidden = !model().vocabulary;
+  const settings = new URLSearchParams(SETTINGS.map((id) => [id, at(id).value]));
+  if (at("kind").value === "wasm") settings.delete("kind");
+  if (whole("way") === 0) ["to", "way"].forEach((id) => settings.delete(id));
+  if (!model().vocabulary || at("words").value === "") ["words", "strength"].forEach((id) => settings.delete(id));
+  history.replaceState(null, "", `#${settings}`);
+}
+
+// What follows when the settings `ids` have changed.
+function update(ids, options) {
+  showSettings();
+  if (ids.some((id) => id !== "way")) clearStations();
+  return ids.some((id) => id === "model" || id === "kind") ? load() : redraw(options);
+}
+
+// Take over settings, from a link or a button; what does not exist is left out. Returns what has changed.
+function take(settings) {
+  const known = (id, value) =>
+    SLIDERS.includes(id) ? value !== "" && isFinite(value) : id === "words" || hasOption(id, value);
+  const changed = Object.entries(settings).filter(([id, value]) => known(id, value) && at(id).value !== `${value}`);
+  for (const [id, value] of changed) at(id).value = value;
+  return changed.map(([id]) => id);
+}
+
+const hasOption = (id, value) => CHOICES.includes(id) && [...at(id).options].some((option) => option.value === value);
+const fromLink = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+
+// Buttons ----------------------------------------------------------------------------------------------------
+
+function save() {
+  if (result === null) return;
+  const [small, large, data] = [document.createElement("canvas"), document.createElement("canvas"), pixels(result)];
+  [small.width, small.height, large.width, large.height] = [data.width, data.height, 512, 512];
+  small.getContext("2d").putImageData(data, 0, 0);
+  large.getContext("2d").imageSmoothingEnabled = false;
+  large.getContext("2d").drawImage(small, 0, 0, 512, 512);
+  large.toBlob((blob) => {
+    const link = document.createElement("a");
+    [link.href, link.download] = [URL.createObjectURL(blob), `face-${at("seed").value}.png`];
+    link.click();
+    URL.revokeObjectURL(link.href);
+    say(`Saved as ${link.download}.`);
+  });
+}
+
+async function copyLink() {
+  try {
+    await navigator.clipboard.writeText(location.href);
+    say("The link is copied: whoever opens it gets this face.");
+  } catch {
+    say(`This browser does not let a page copy. The link is ${location.href}`);
+  }
+}
+
+// Draw from a given starting noise (3·S·S normal numbers), with the settings of the page; for the tests, and for
+// the curious at the console. Returns the colours of the face, from 0 to 1.
+window.drawFrom = async (noise) => {
+  await next((mine) => drawNow(mine, Float32Array.from(noise)));
+  return Array.from(result);
+};
+
+// Begin ------------------------------------------------------------------------------------------------------
+
+async function start() {
+  makeStations();
+  models = await loadModels();
+  at("model").replaceChildren(...models.map(({ name, title }) => new Option(title, name)));
+  at("model").disabled = false;
+  if (await hasGraphicsCard()) at("kind-field").hidden = false;
+  for (const id of [...SLIDERS, ...CHOICES]) at(id).addEventListener("input", () => update([id]));
+  at("words").addEventListener("change", () => update(["words"]));
+  for (const example of at("examples").children) {
+    example.addEventListener("click", () => update(take({ words: example.textContent })));
+  }
+  at("moment").addEventListener("input", () => showMoment(Math.min(whole("moment"), film.length - 1)));
+  at("new-face").addEventListener("click", () => {
+    update(take({ seed: Math.floor(1000 * Math.random()), way: 0 }), { leisurely: true });
+  });
+  at("walk").addEventListener("click", walk);
+  at("save").addEventListener("click", save);
+  at("link").addEventListener("click", copyLink);
+  at("controls").addEventListener("submit", (event) => event.preventDefault());
+  addEventListener("hashchange", () => update(take(fromLink())));
+  take({ ...fromLink(), ...(at("kind-field").hidden && { kind: "wasm" }) });
+  showSettings();
+  await load();
+}
+
+start().catch((error) => say(error.message));
