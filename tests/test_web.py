@@ -184,7 +184,7 @@ def test_a_link_holds_the_settings(page, browser, address):
     friend = browser.new_page()
     friend.goto(f"{address}#steps=900&seed=x&sampler=magic&model=none&other=1")
     friend.wait_for_function(DRAWN)
-    assert [value(friend, name) for name in names[:4]] == [TOY_MODEL.name, "50", "7", "ddim"]
+    assert [value(friend, name) for name in names[:4]] == [TOY_MODEL.name, "50", "11", "ddim"]
     friend.close()
 
 
