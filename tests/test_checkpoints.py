@@ -545,7 +545,7 @@ print("done")
         sys.platform != "linux" or not shutil.which("g++"), reason="there is no g++ for Linux here")),
 ])  # fmt: skip
 def test_compiling_is_tried_before_it_is_switched_on(tmp_path, compiler):
-    program = "from more.long_training import compiles; print(compiles('cpu'))"
+    program = "from train import compiles; print(compiles('cpu'))"
     output = finished(run(program, CXX=compiler, TORCHINDUCTOR_CACHE_DIR=str(tmp_path)))
     assert output.split()[-1] == str(compiler == "g++")
 
