@@ -306,11 +306,11 @@ class _HubModel(PreTrainedModel):
             _ask_hub(name, "model", kwargs.get("token"))
         options = {"ignore_mismatched_sizes": True, **kwargs, "output_loading_info": True}
         try:
-            told, own = cls.config_class.get_config_dict(name, **kwargs)[0], cls.config_class.model_type
+            told = cls.config_class.get_config_dict(name, **kwargs)[0]
             _check(told, "there is no file named config.json", OSError)
-            kind = told.get("model_type") or own
-            _check(kind == own, f"config.json is of another kind of model, {kind!r}")
-            report.disabled = True  # of the weights that do not fit; a sentence below says it, too
+            same = told.get("model_type") in (None, "", cls.config_class.model_type)
+            _check(same, f"config.json is of another kind of model, {told.get('model_type')!r}")
+            report.disabled = True  # what it says of missing weights becomes a sentence, below
             model, info = super().from_pretrained(name, *args, **options)
         except TypeError:  # an option that is none
             raise
@@ -320,8 +320,8 @@ class _HubModel(PreTrainedModel):
             raise kind(f"{name}: there is no model that can be loaded ({torn}{_reason(error)})") from error
         finally:
             report.disabled = False
-        names = "mismatched_keys", "missing_keys", "unexpected_keys"
-        wrong = [key if isinstance(key, str) else key[0] for name in names for key in sorted(info[name])]
+        wrong = [key[0] for key in sorted(info["mismatched_keys"])]
+        wrong += sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         _check(not wrong, f"{name}: weights are missing, or do not fit config.json: {wrong[:3]}{more}")
         return (model, info) if kwargs.get("output_loading_info") else model
@@ -639,18 +639,16 @@ def _check_widths(widths, image_size):
     deep = len(widths) - 1
     halved = f"image_size={image_size} cannot be halved {deep} times, which {deep + 1} widths need"
     _check(deep >= 0 and image_size % 2**deep == 0, f"{halved}; try a multiple of {2**deep}")
-    whole = [_whole_number("widths", width) for width in widths]
-    _check(whole[0] % 2 == 0, f"widths: the first must be even, half of it is for sines, not {whole[0]}")
-    return whole
+    _check(widths[0] % 2 == 0, f"widths: the first must be even, half of it is for sines, not {widths[0]}")
+    return [_whole_number("widths", width) for width in widths]
 
 
 def _check_images(name, images, config):
     """Raise ValueError unless `images` are a tensor (N, channels, S, S) as a model with this `config` takes it."""
     size = config.channels, config.image_size, config.image_size
     fits = torch.is_tensor(images) and images.is_floating_point() and images.shape[1:] == size
-    found = type(images).__name__, getattr(images, "dtype", ""), tuple(getattr(images, "shape", ()))
-    needed = "needed is a tensor of floats with the shape (N, {}, {}, {})".format(*size)
-    _check(fits, f"{name}: {needed}, not {' '.join(map(str, found))}")
+    found = f"{type(images).__name__}, {getattr(images, 'dtype', '')}, {tuple(getattr(images, 'shape', ()))}"
+    _check(fits, f"{name}: a tensor of floats of shape {('N', *size)} is needed, not {found}")
 
 
 def _check_data(data, n):
@@ -663,16 +661,10 @@ def _check_data(data, n):
     _check(len(data) >= n, f"data: {len(data)} pictures do not fill one batch; batch_size={n} is too large")
 
 
-# Endings that Pillow has a name for, but opens only with other programs, or that are films and tables.
-NOT_ALONE = {".eps", ".ps", ".wmf", ".emf", ".h5", ".hdf", ".grib", ".bufr", ".mpg", ".mpeg"}
+HIDDEN = ".", "__MACOSX", "@eaDir", "$RECYCLE.BIN"  # files and folders of the system begin so
+# What Pillow opens only with other programs, tables of weather data, and films.
+NOT_ALONE = {"EPS", "WMF", "HDF5", "GRIB", "BUFR", "MPEG"}
 SPLITS = {"train", "training", "valid", "validation", "val", "dev", "test", "testing", "eval"}
-
-
-def _pictures(files):
-    """Those of `files` that Pillow opens on its own, by their endings."""
-    kinds = Image.registered_extensions().items()
-    endings = {ending for ending, kind in kinds if kind in Image.OPEN} - NOT_ALONE
-    return [path for path in files if path.suffix.lower() in endings]
 
 
 def _files(folder):
@@ -685,16 +677,28 @@ def _files(folder):
     def warn(error):
         warnings.warn(f"folder: {Path(error.filename).name!r} is left out ({error.strerror})", stacklevel=5)
 
-    def visible(name):
-        return not name.startswith(".") and name not in ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
-
     found, seen = [], set()
     for here, folders, names in os.walk(os.path.abspath(folder), onerror=warn, followlinks=True):
         new = os.path.realpath(here) not in seen
         seen.add(os.path.realpath(here))
-        folders[:] = filter(visible, folders) if new else ()
-        found += [Path(here, name) for name in names if new and visible(name)]
+        folders[:] = [name for name in folders if new and not name.startswith(HIDDEN)]
+        found += [Path(here, name) for name in names if new and not name.startswith(HIDDEN)]
     return sorted(path for path in found if path.is_file() or path.is_symlink())
+
+
+def _pictures(files):
+    """Those of `files` that Pillow opens on its own, by their endings."""
+    kinds, opened = Image.registered_extensions(), Image.OPEN.keys() - NOT_ALONE
+    return [path for path in files if kinds.get(path.suffix.lower()) in opened]
+
+
+def _of_split(files, split, folder):
+    """Those of `files` that `split` asks for; when all lie in folders called train, test … these are splits."""
+    parts = [path.relative_to(folder).parts[0] for path in files]
+    parts = parts if SPLITS.issuperset(parts) else ["train"] * len(files)
+    chosen = datasets.ReadInstruction.from_spec(split).to_absolute(Counter(parts))
+    named = {name: [path for path, part in zip(files, parts) if part == name] for name in {*parts}}
+    return [path for some in chosen for path in named[some.splitname][some.from_ : some.to]]
 
 
 def _rows(files):
@@ -705,33 +709,23 @@ def _rows(files):
     return datasets.Dataset.from_dict({"image": rows}, kind)
 
 
-def _of_split(files, split, folder):
-    """Those of `files` that `split` asks for; folders train, test, … are splits when all files are in such."""
-    parts = {}
-    for path in files:
-        parts.setdefault(path.relative_to(folder).parts[0], []).append(path)
-    parts = parts if parts.keys() <= SPLITS else {"train": files}
-    wanted = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(parts[name]) for name in parts})
-    return [path for part in wanted for path in parts[part.splitname][part.from_ : part.to]]
-
-
 @cache
 def _unzipped(path, changed):
-    """A folder with the content of the zip file `path`, `changed` at that time; it is there as long as we are."""
+    """A folder with the content that the zip file `path` has since `changed`; it lasts as long as this process."""
     folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     _read(path, shutil.unpack_archive, path, folder.name, "zip")
     return folder
 
 
 def _cache(path, files):
-    """Where `datasets` keeps its copy of the folder `path`: the states of its `files` have a place each.
+    """Where `datasets` keeps its copy of the folder `path`: states of its `files` have places of their own.
 
     It may overlook that a folder has changed; and what another process is reading stays as it is.
     """
     state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
-    name, state = (datasets.fingerprint.Hasher.hash(value) for value in (str(path), state))
+    name, state = map(datasets.fingerprint.Hasher.hash, (str(path), state))
     home = Path(datasets.config.HF_DATASETS_CACHE, "course", name)
-    for old in sorted(home.glob("[!.]*"), key=os.path.getmtime)[:-2]:
+    for old in sorted(home.glob("*"), key=os.path.getmtime)[:-2]:
         shutil.rmtree(old, ignore_errors=True)
     return home / state
 
@@ -742,9 +736,9 @@ def _read(source, reader, *arguments, **options):
         return reader(*arguments, **options)
     except Exception as error:  # it passes on what any of its own readers raises
         shutil.rmtree(options.get("cache_dir", ""), ignore_errors=True)  # the copy may be torn
-        vague = isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__
-        sentence = f"source: no pictures can be loaded from {str(source)!r}: {_reason(vague or error)}"
-        raise ValueError(sentence) from error
+        why = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+        where = f"source: no pictures can be loaded from {str(source)!r}"
+        raise ValueError(f"{where}: {_reason(why or error)}") from error
 
 
 def _load(source, split, streaming):
@@ -757,29 +751,28 @@ def _load(source, split, streaming):
         return _rows([Path(file).expanduser().absolute() for file in source])
     named = isinstance(source, (str, os.PathLike)) and source != ""
     _check(named, f"source: a folder, a file, a list of files or a name is needed, not {source!r}", TypeError)
+    read = partial(_read, source, datasets.load_dataset, split=split)
     path = Path(source).expanduser().absolute()
     if not path.exists():
         _ask_hub(str(source))
-        streaming = streaming and "[" not in split
-        return _read(source, datasets.load_dataset, str(source), split=split, streaming=streaming)
+        return read(str(source), streaming=streaming and "[" not in split)
     if path.suffix.lower() == ".zip":
         path = Path(_unzipped(path, path.stat().st_mtime_ns).name)
-    files = _files(path) if path.is_dir() else [path]
-    pictures, card = _pictures(files), path / "README.md"
+    files, card = _files(path) if path.is_dir() else [path], path / "README.md"
+    pictures, endings = _pictures(files), Counter(file.suffix.lower() or file.name for file in files)
     _check(pictures or path.is_dir(), f"source: {path.name!r} is no folder, zip file or picture for Pillow")
-    table = {".parquet", ".arrow", ".tar"} & {
-        file.suffix.lower() for file in files if file.stem != "metadata"
+    table = card.is_file() and "configs:" in card.read_text(errors="replace")  # it says which files
+    table = table or {file.suffix for file in files if file.stem != "metadata"} & {
+        ".parquet",
+        ".arrow",
+        ".tar",
     }
-    if not table and not (
-        card.is_file() and "configs:" in card.read_text(errors="replace")
-    ):  # it names files
-        others = Counter(file.suffix.lower() or file.name for file in files if file not in {*pictures})
-        if others:
-            left_out = ", ".join(f"{n} {ending}" for ending, n in others.items())
-            warnings.warn(f"source: left out is what Pillow does not open: {left_out}", stacklevel=4)
-        if pictures:
-            return _rows(_of_split(pictures, split, path if path.is_dir() else path.parent))
-    return _read(source, datasets.load_dataset, str(path), split=split, cache_dir=_cache(path, files))
+    others = endings - Counter(file.suffix.lower() for file in pictures)
+    if others and not table:
+        warnings.warn(f"source: left out is what Pillow does not open: {dict(others)}", stacklevel=4)
+    if table or not pictures:
+        return read(str(path), cache_dir=_cache(path, files))
+    return _rows(_of_split(pictures, split, path if path.is_dir() else path.parent))
 
 
 def _read_picture(file, size):
@@ -851,11 +844,7 @@ def _seed(*numbers):
 def _own_order(loader, recipe):
     """A loader like `loader`, which stays as it is, and a function that sets the order of an epoch."""
     fits = getattr(loader, "batch_size", None) and hasattr(loader.dataset, "__len__") and len(loader)
-    _check(
-        fits,
-        "loader must be a DataLoader with batches, of a data set with a length: see get_loader",
-        TypeError,
-    )
+    _check(fits, "loader must be a DataLoader with batches, of a data set with a length", TypeError)
     if recipe["warmup_steps"] >= recipe["epochs"] * len(loader):
         warnings.warn("warmup_steps: the training ends before the rate has come up to lr", stacklevel=3)
     names = "batch_size", "drop_last", "num_workers", "collate_fn"

@@ -70,7 +70,9 @@ def test_photos_that_pillow_cannot_open_are_counted(tmp_path, monkeypatch):
 
 
 def test_endings():
-    opened = [Path("a" + ending) for ending in (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")]
+    opened = [
+        Path("a" + ending) for ending in (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+    ]
     closed = (".eps", ".ps", ".wmf", ".emf", ".h5", ".hdf", ".grib", ".bufr", ".mpg", ".mpeg")
     assert _pictures([*opened, *(Path("a" + ending) for ending in closed)]) == opened
 
