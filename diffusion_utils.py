@@ -301,9 +301,8 @@ class _HubModel(PreTrainedModel):
         that does not exist.
         """
         name, report = os.path.expanduser(name), logging.getLogger("transformers.modeling_utils")
-        here = Path(name).exists() or kwargs.get("local_files_only")
-        if not (here or huggingface_hub.try_to_load_from_cache(name, "config.json", kwargs.get("cache_dir"))):
-            _ask_hub(name, "model", kwargs.get("token"))
+        if not (Path(name).exists() or kwargs.get("local_files_only")):
+            _ask_hub(name, "model", kwargs.get("token"), kwargs.get("cache_dir"))
         options = {"ignore_mismatched_sizes": True, **kwargs, "output_loading_info": True}
         try:
             told = cls.config_class.get_config_dict(name, **kwargs)[0]
@@ -626,7 +625,7 @@ def _check_recipe(recipe):
     _whole_number("epochs", recipe["epochs"])
     numbers = {name: n for name, n in recipe.items() if isinstance(n, (int, float, np.generic))}
     plain = {name: type(GPU_RECIPE[name])(n) for name, n in numbers.items() if 0 <= n < math.inf}
-    wrong = {name: n for name, n in recipe.items() if plain.get(name) != n or (name, n) == ("lr", 0)}
+    wrong = {name: n for name, n in recipe.items() if plain.get(name, "") != n or (name, n) == ("lr", 0)}
     rule = "a recipe needs numbers of 0 or more, lr > 0, ema_decay < 1"
     _check(not wrong and plain["ema_decay"] < 1, f"{rule}: {wrong or recipe}")
     _check(torch.is_grad_enabled(), "training needs gradients: leave torch.no_grad() first", RuntimeError)
@@ -636,11 +635,11 @@ def _check_recipe(recipe):
 def _check_widths(widths, image_size):
     """`widths` as whole numbers; TypeError or ValueError unless they make a network for that size."""
     _check(np.ndim(widths) == 1, f"widths must be a list of whole numbers, not {widths!r}", TypeError)
-    deep = len(widths) - 1
+    whole, deep = [_whole_number("widths", width) for width in widths], len(widths) - 1
     halved = f"image_size={image_size} cannot be halved {deep} times, which {deep + 1} widths need"
     _check(deep >= 0 and image_size % 2**deep == 0, f"{halved}; try a multiple of {2**deep}")
-    _check(widths[0] % 2 == 0, f"widths: the first must be even, half of it is for sines, not {widths[0]}")
-    return [_whole_number("widths", width) for width in widths]
+    _check(whole[0] % 2 == 0, f"widths: the first must be even, half of it is for sines, not {whole[0]}")
+    return whole
 
 
 def _check_images(name, images, config):
@@ -664,6 +663,7 @@ def _check_data(data, n):
 HIDDEN = ".", "__MACOSX", "@eaDir", "$RECYCLE.BIN"  # files and folders of the system begin so
 # What Pillow opens only with other programs, tables of weather data, and films.
 NOT_ALONE = {"EPS", "WMF", "HDF5", "GRIB", "BUFR", "MPEG"}
+TABLES = {".parquet", ".arrow", ".tar"}
 SPLITS = {"train", "training", "valid", "validation", "val", "dev", "test", "testing", "eval"}
 
 
@@ -760,17 +760,16 @@ def _load(source, split, streaming):
         path = Path(_unzipped(path, path.stat().st_mtime_ns).name)
     files, card = _files(path) if path.is_dir() else [path], path / "README.md"
     pictures, endings = _pictures(files), Counter(file.suffix.lower() or file.name for file in files)
-    _check(pictures or path.is_dir(), f"source: {path.name!r} is no folder, zip file or picture for Pillow")
+    _check(pictures or path.is_dir(), f"source: {path.name!r} is no folder, no zip file and no picture")
     table = card.is_file() and "configs:" in card.read_text(errors="replace")  # it says which files
-    table = table or {file.suffix for file in files if file.stem != "metadata"} & {
-        ".parquet",
-        ".arrow",
-        ".tar",
-    }
+    table = table or TABLES & {file.suffix for file in files if file.stem != "metadata"}
     others = endings - Counter(file.suffix.lower() for file in pictures)
     if others and not table:
         warnings.warn(f"source: left out is what Pillow does not open: {dict(others)}", stacklevel=4)
     if table or not pictures:
+        _check(
+            not {*"*?["} & {*str(path)}, f"source: rename the folder {path.name!r}; tables want none of * ? ["
+        )
         return read(str(path), cache_dir=_cache(path, files))
     return _rows(_of_split(pictures, split, path if path.is_dir() else path.parent))
 
@@ -820,12 +819,14 @@ def _reason(error):
     return (str(error) or repr(error)).splitlines()[0]
 
 
-def _ask_hub(name, kind="dataset", token=None):
-    """Make sure, within seconds, that the hub has the data set or model `name`, "owner/name".
+def _ask_hub(name, kind="dataset", token=None, cache_dir=None):
+    """Make sure, within seconds, that the hub has the data set or model `name`, "owner/name", or the cache has.
 
     Raises FileNotFoundError when it has none that you may see, ConnectionError without a network.
     """
     _check(name.count("/") == 1, f"there is no folder or file {name!r}", FileNotFoundError)
+    if kind == "model" and huggingface_hub.try_to_load_from_cache(name, "config.json", cache_dir):
+        return
     try:
         huggingface_hub.HfApi(token=token).repo_info(name, repo_type=kind, timeout=4)
     except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.GatedRepoError) as error:
