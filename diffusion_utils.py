@@ -767,9 +767,7 @@ def _load(source, split, streaming):
     if others and not table:
         warnings.warn(f"source: left out is what Pillow does not open: {dict(others)}", stacklevel=4)
     if table or not pictures:
-        _check(
-            not {*"*?["} & {*str(path)}, f"source: rename the folder {path.name!r}; tables want none of * ? ["
-        )
+        _check(not {*"*?["} & {*str(path)}, f"source: rename {path.name!r}, for tables without * ? [")
         return read(str(path), cache_dir=_cache(path, files))
     return _rows(_of_split(pictures, split, path if path.is_dir() else path.parent))
 
@@ -796,11 +794,10 @@ class _Unreadable(ValueError):
 
 def _tell_unreadable(source, count, bad):
     """Warn of the files in `bad`, a list of errors; ValueError when `count`, the number of others, is 0."""
+    left_out = f"{len(bad)} of {len(bad) + count} pictures are left out, the first: {bad[0]}" if bad else ""
     if bad:
-        left_out = f"{len(bad)} of {len(bad) + count} pictures are left out, the first: {bad[0]}"
         warnings.warn(f"source: {left_out}", stacklevel=3)
-    first = f"; {bad[0]}" if bad else ""
-    _check(count, f"source: there is no picture in {str(source)!r} that can be read{first}")
+    _check(count, f"source: there is no picture in {str(source)!r} that can be read; {left_out}".rstrip("; "))
 
 
 def _eight_bits(picture):

@@ -269,8 +269,8 @@ SENTENCES = {
     "an address": (lambda t: get_data("https://example.org/faces.zip"), FileNotFoundError, "there is no folder or file 'https://example.org/faces.zip'"),
     "a text file": (lambda t: get_data(folder_with(t, notes__txt=b"a") / "notes.txt"), ValueError, "source: 'notes.txt' is no folder, no zip file and no picture"),
     "no file at all in a list": (lambda t: get_data([]), ValueError, "source: there is no picture in"),
-    "files that are not there": (lambda t: get_data([t / "no.png"]), ValueError, r"that can be read; no.png cannot be read \(.*No such file"),
-    "one broken file": (lambda t: get_data(folder_with(t, bad__jpg=b"no")), ValueError, r"no picture in .* that can be read; bad.jpg cannot be read \(it is no picture\)"),
+    "files that are not there": (lambda t: get_data([t / "no.png"]), ValueError, r"that can be read; 1 of 1 .*: no.png cannot be read \(.*No such file"),
+    "one broken file": (lambda t: get_data(folder_with(t, bad__jpg=b"no")), ValueError, r"no picture in .* that can be read; 1 of 1 .*: bad.jpg cannot be read \(it is no picture\)"),
     "no split": (lambda t: get_data(split=None), TypeError, r"split must be text such as 'train\[:80%\]', not None"),
     "a split that a folder does not have": (lambda t: get_data(folder_with(t, a__png=png()), split="test"), ValueError, 'Unknown split "test"'),
     "a zip file that is locked": (lambda t: get_data(locked(t)), ValueError, "source: no pictures can be loaded from .*(encrypted|password)"),
@@ -529,9 +529,7 @@ def test_a_table_in_a_folder_whose_name_looks_like_a_pattern(tmp_path):
     for name in ("set[12]", "set1"):
         (tmp_path / name).mkdir()
         table(tmp_path / name, {"image": [gradient()]})
-    with pytest.raises(
-        ValueError, match=r"source: rename the folder 'set\[12\]'; tables want none of \* \? \["
-    ):
+    with pytest.raises(ValueError, match=r"source: rename 'set\[12\]', for tables without \* \? \["):
         get_data(tmp_path / "set[12]")
 
 

@@ -175,6 +175,43 @@ def test_an_error_in_the_body(tmp_path, uninterrupted):
     assert same(go_on(tmp_path)[0], uninterrupted[0])
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_sigterm_is_a_stop_button_too(tmp_path, uninterrupted, capsys, number):
+    usual = signal.getsignal(signal.SIGTERM)
+    stopped, history = go_on(tmp_path, loss=at_step(6, lambda loss: signal.raise_signal(number) or loss))
+    assert len(history["loss"]) == 6 and "Stopped after 6 of 20 steps" in capsys.readouterr().out
+    assert names(tmp_path)[-1] == "step-00000006" and signal.getsignal(signal.SIGTERM) == usual
+    assert same(go_on(tmp_path)[0], uninterrupted[0])
+
+
+def test_two_trainings_in_one_folder(tmp_path, uninterrupted):
+    """The second is refused, whatever becomes of the first the folder is free after it, and nothing is left."""
+    first, second = (Training(tiny(), loader(), epochs=5, lr=5e-3) for _ in range(2))
+    for step in carry_on(first, tmp_path, every=4):
+        if step == 6:
+            before = contents(tmp_path)
+            with pytest.raises(
+                OSError, match="folder: cannot write into .*: another training is at work in it"
+            ):
+                next(carry_on(second, tmp_path))
+            assert contents(tmp_path) == before and second.step == 0
+            go_on(tmp_path / "other", epochs=1)  # another folder, even in this one, is free
+            break
+    assert names(tmp_path) == ["other", "step-00000004", "step-00000006"]
+    assert names(tmp_path / "other") == ["step-00000004"]
+    with pytest.raises(ZeroDivisionError):
+        for step in carry_on(second, tmp_path):
+            1 / (step - 8)
+    assert same(go_on(tmp_path)[0], uninterrupted[0]) and ".lock" not in names(tmp_path)
+
+
+def test_a_lock_of_a_process_that_is_gone(tmp_path, uninterrupted):
+    """What it left of its lock stops nobody."""
+    go_on(tmp_path, epochs=1)
+    (tmp_path / ".lock").write_text("of one that was killed")
+    assert same(go_on(tmp_path)[0], uninterrupted[0]) and ".lock" not in names(tmp_path)
+
+
 def test_a_second_press_interrupts():
     with pytest.raises(KeyboardInterrupt), stop_button():
         press()
@@ -555,8 +592,9 @@ def test_compiling_is_tried_before_it_is_switched_on(tmp_path, compiler):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no kill -9 there")
 def test_killed_at_any_moment(tmp_path):
-    """Killed again and again, also while a checkpoint is written; the end is the same to the bit.
+    """Killed again and again, by turns with SIGKILL and SIGTERM, also while a checkpoint is written.
 
+    The end is the same to the bit, and a second training in the folder is refused meanwhile.
     benchmarks/kill.py does it with 20 trainings.
     """
     equal, writing = kill_and_compare(tmp_path, times=4)
@@ -603,6 +641,70 @@ def test_an_output_with_other_things_is_refused(monkeypatch, tmp_path, capsys, k
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.endswith(f"--output: {output} is not a folder of this program; name a new one")
     assert contents(tmp_path) == before and names(tmp_path) == ["output"]
+
+
+def refused(monkeypatch, capsys, *arguments):
+    """The last line of what train.py says when it ends before anything is loaded."""
+    for name in ("get_data", "Training", "carry_on"):
+        monkeypatch.setattr(command, name, fails)
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as error:
+        command.main()
+    assert error.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_an_output_with_a_folder_of_that_name(monkeypatch, tmp_path, capsys):
+    """A folder checkpoints/ alone does not make it ours; one with a checkpoint does."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("mine")
+    said = refused(monkeypatch, capsys, "--output", tmp_path)
+    assert said.endswith(f"--output: {tmp_path} is not a folder of this program; name a new one")
+    assert (tmp_path / "config.json").read_text() == "mine" and names(tmp_path) == [
+        "checkpoints",
+        "config.json",
+    ]
+    go_on(tmp_path / "checkpoints", epochs=1)
+    assert command.refusal(tmp_path, None) is None
+
+
+def test_an_output_that_cannot_be(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    said = refused(monkeypatch, capsys, "--output", tmp_path / "file" / "below")
+    assert f"--output: cannot write into {tmp_path / 'file' / 'below'}: " in said
+
+
+def test_another_start(tmp_path):
+    """What was trained from one model is not gone on with when another is named."""
+    one, two = (str(tmp_path / name) for name in ("one", "two"))
+    tiny().save_pretrained(one)
+    output = tmp_path / "output"
+    assert (
+        command.refusal(output, one) is None and command.refusal(output, two) is None
+    )  # nothing is trained yet
+    assert command.refusal(output, one) is None
+    go_on(output / "checkpoints", epochs=1)
+    assert command.refusal(output, one) is None
+    sentence = f"{output} holds a training that started from {one}, not from {{}}; name a new one"
+    assert command.refusal(output, two) == sentence.format(two)
+    assert command.refusal(output, None) == sentence.format("new weights")
+
+
+@pytest.mark.parametrize(
+    "option", ["--limit", "--size", "--widths", "--block-depth", "--batch-size", "--checkpoint-every"]
+)
+@pytest.mark.parametrize("value", ["0", "-1", "2.5", "many"])
+def test_options_that_are_no_numbers(monkeypatch, tmp_path, capsys, option, value):
+    said = refused(monkeypatch, capsys, "--output", tmp_path / "new", option, value)
+    assert f"argument {option}" in said and not names(tmp_path)
+
+
+def test_lazy_leaves_out_what_is_broken(tmp_path):
+    good(tmp_path, 3)
+    (tmp_path / "bad.png").write_text("no picture")
+    pictures = command.Pictures(tmp_path, size=8)
+    with pytest.warns(UserWarning, match="1 of 4 pictures are left out, the first: bad.png cannot be read"):
+        assert len([*command.readable(pictures)]) == 3
 
 
 # Several processes ----------------------------------------------------------------------
