@@ -22,7 +22,7 @@ import tempfile
 import warnings
 from collections import Counter
 from functools import cache, partial
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from pathlib import Path
 
 import datasets
@@ -105,14 +105,13 @@ def get_data(source=TOY_FACES, *, split="train", limit=3000, size=64, seed=0):
     rows, column = open_pictures(source, split, seed)
     limit = min(limit, getattr(rows, "num_rows", limit))  # a stream does not know its length
     data, count, bad = np.empty((limit, 3, size, size), dtype=np.float32), 0, []
-    for row in tqdm(rows, total=limit, desc="decoding", unit=" pictures", delay=1):
+    wanted = takewhile(lambda row: count < limit, rows)
+    for row in tqdm(wanted, total=limit, desc="decoding", unit=" pictures", delay=1):
         try:
             data[count] = _read_picture(row[column], size) / np.float32(255)
             count += 1
         except _Unreadable as error:
             bad.append(error)
-        if count == limit:
-            break
     _tell_unreadable(source, count, bad)
     return data[:count]
 
@@ -705,8 +704,7 @@ def _rows(files):
     """Files of pictures as a table. A name that is not UTF-8 fits into none, so that file's bytes go there."""
     names = [(path, str(path).encode(errors="replace").decode()) for path in files]
     rows = [{"path": name, "bytes": None if name == str(path) else path.read_bytes()} for path, name in names]
-    kind = datasets.Features({"image": datasets.Image(decode=False)})
-    return datasets.Dataset.from_dict({"image": rows}, kind)
+    return datasets.Dataset.from_dict({"image": rows}, datasets.Features(image=datasets.Image(decode=False)))
 
 
 @cache
@@ -723,11 +721,10 @@ def _cache(path, files):
     It may overlook that a folder has changed; and what another process is reading stays as it is.
     """
     state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
-    name, state = map(datasets.fingerprint.Hasher.hash, (str(path), state))
-    home = Path(datasets.config.HF_DATASETS_CACHE, "course", name)
+    home = Path(datasets.config.HF_DATASETS_CACHE, "course", datasets.fingerprint.Hasher.hash(str(path)))
     for old in sorted(home.glob("*"), key=os.path.getmtime)[:-2]:
         shutil.rmtree(old, ignore_errors=True)
-    return home / state
+    return home / datasets.fingerprint.Hasher.hash(state)
 
 
 def _read(source, reader, *arguments, **options):
@@ -736,9 +733,8 @@ def _read(source, reader, *arguments, **options):
         return reader(*arguments, **options)
     except Exception as error:  # it passes on what any of its own readers raises
         shutil.rmtree(options.get("cache_dir", ""), ignore_errors=True)  # the copy may be torn
-        why = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
-        where = f"source: no pictures can be loaded from {str(source)!r}"
-        raise ValueError(f"{where}: {_reason(why or error)}") from error
+        why = _reason(error.__cause__ or error)  # "An error occurred" says too little
+        raise ValueError(f"source: no pictures can be loaded from {str(source)!r}: {why}") from error
 
 
 def _load(source, split, streaming):
