@@ -144,15 +144,13 @@ def load_checkpoint(training, folder):
     """
     found, now = checkpoints(folder), settings(training)
     shapes = [parameter.shape for parameter in training.diffusion.parameters()]
-    for checkpoint in reversed(found):
+    for path in reversed(found):
         try:
-            state = torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True)
+            state = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
             then, history, memory = state["settings"], state["history"], state["optimizer"]["state"].items()
             memory = [(value.shape, shapes[i]) for i, own in memory for value in own.values()]
         except Exception as error:  # a torn file makes torch, zip and pickle raise all kinds of errors
-            warnings.warn(
-                f"{checkpoint} cannot be read, taking the one before: {_reason(error)}", stacklevel=3
-            )
+            warnings.warn(f"{path} cannot be read, taking the one before: {_reason(error)}", stacklevel=3)
             continue
         step = len(history["loss"])
         other = [f"{name}={then.get(name)}, not {now[name]}" for name in now if then.get(name) != now[name]]
