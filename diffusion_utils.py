@@ -645,8 +645,8 @@ def _check_images(name, images, config):
     """Raise ValueError unless `images` are a tensor (N, channels, S, S) as a model with this `config` takes it."""
     size = config.channels, config.image_size, config.image_size
     fits = torch.is_tensor(images) and images.is_floating_point() and images.shape[1:] == size
-    found = f"{type(images).__name__}, {getattr(images, 'dtype', '')}, {tuple(getattr(images, 'shape', ()))}"
-    _check(fits, f"{name}: a tensor of floats of shape {('N', *size)} is needed, not {found}")
+    found = f" {images.dtype}, {tuple(images.shape)}" if hasattr(images, "shape") else ""
+    _check(fits, f"{name}: a Tensor of {('N', *size)} floats is needed, not {type(images).__name__}{found}")
 
 
 def _check_data(data, n):

@@ -29,6 +29,7 @@ from helpers import (
 
 import train as command
 from diffusion_utils import GPU_RECIPE, Diffusion, DiffusionConfig, Training, generate, l1_loss
+from more import long_training
 from more.long_training import carry_on, checkpoints, stop_button
 
 
@@ -305,6 +306,41 @@ def test_other_data_and_other_widths_are_refused(tmp_path):
         list(carry_on(training(wider), tmp_path))
     with pytest.raises(ValueError, match="predicts=noise, not v"):
         list(carry_on(training(tiny(predicts="v")), tmp_path))
+
+
+def change(path, do):
+    state = torch.load(path, weights_only=True)
+    do(state)
+    torch.save(state, path)
+
+
+def shrink(state):
+    for memory in state["optimizer"]["state"].values():
+        memory["exp_avg"] = torch.zeros(1)
+
+
+@pytest.mark.parametrize("do, sentence", [
+    (shrink, "another training: weights of other shapes"),
+    (lambda state: state["settings"].pop("fingerprint"), r"another training: fingerprint=None, not \d+"),
+    (lambda state: state["settings"].update(batches=5), "another training: batches=5, not 4"),
+])  # fmt: skip
+def test_a_checkpoint_that_was_changed_is_refused(tmp_path, do, sentence):
+    go_on(tmp_path, epochs=1)
+    change(tmp_path / "step-00000004" / "training.pt", do)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        go_on(tmp_path, loss=fails)
+    assert contents(tmp_path) == before
+
+
+def test_hosts_that_see_different_folders(tmp_path, monkeypatch):
+    """Each of them would go on from a step of its own."""
+    monkeypatch.setattr(long_training, "gather_object", lambda steps: [*steps, 4])
+    with pytest.raises(
+        ValueError, match=r"all hosts need to see the same one, but .* leads them to steps \[0, 4\]"
+    ):
+        go_on(tmp_path, loss=fails)
+    assert names(tmp_path) == []
 
 
 def test_checkpoints_of_the_former_layout_are_refused(tmp_path):
