@@ -21,6 +21,7 @@ import shutil
 import tempfile
 import warnings
 from collections import Counter
+from contextlib import suppress
 from functools import cache, partial
 from itertools import islice, pairwise, takewhile
 from pathlib import Path
@@ -642,7 +643,7 @@ def _check_widths(widths, image_size):
 
 
 def _check_images(name, images, config):
-    """Raise ValueError unless `images` are a tensor (N, channels, S, S) as a model with this `config` takes it."""
+    """Raise ValueError unless `images` are a tensor (N, channels, S, S) for a model with this `config`."""
     size = config.channels, config.image_size, config.image_size
     fits = torch.is_tensor(images) and images.is_floating_point() and images.shape[1:] == size
     found = f" {images.dtype}, {tuple(images.shape)}" if hasattr(images, "shape") else ""
@@ -691,8 +692,9 @@ def _pictures(files):
     return [path for path in files if kinds.get(path.suffix.lower()) in opened]
 
 
-def _of_split(files, split, folder):
-    """Those of `files` that `split` asks for; when all lie in folders called train, test … these are splits."""
+def _of_split(files, split):
+    """Those of `files` that `split` asks for. Where all lie in folders train, test …, these are splits."""
+    folder = os.path.commonpath([path.parent for path in files])
     parts = [path.relative_to(folder).parts[0] for path in files]
     parts = parts if SPLITS.issuperset(parts) else ["train"] * len(files)
     chosen = datasets.ReadInstruction.from_spec(split).to_absolute(Counter(parts))
@@ -701,7 +703,7 @@ def _of_split(files, split, folder):
 
 
 def _rows(files):
-    """Files of pictures as a table. A name that is not UTF-8 fits into none, so that file's bytes go there."""
+    """Pictures' files as a table. A name that is not UTF-8 fits into none, so that file's bytes go there."""
     names = [(path, str(path).encode(errors="replace").decode()) for path in files]
     rows = [{"path": name, "bytes": None if name == str(path) else path.read_bytes()} for path, name in names]
     return datasets.Dataset.from_dict({"image": rows}, datasets.Features(image=datasets.Image(decode=False)))
@@ -709,7 +711,7 @@ def _rows(files):
 
 @cache
 def _unzipped(path, changed):
-    """A folder with the content that the zip file `path` has since `changed`; it lasts as long as this process."""
+    """A folder with the content that the zip file `path` has since `changed`. It lasts until we end."""
     folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     _read(path, shutil.unpack_archive, path, folder.name, "zip")
     return folder
@@ -722,8 +724,9 @@ def _cache(path, files):
     """
     state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
     home = Path(datasets.config.HF_DATASETS_CACHE, "course", datasets.fingerprint.Hasher.hash(str(path)))
-    for old in sorted(home.glob("*"), key=os.path.getmtime)[:-2]:
-        shutil.rmtree(old, ignore_errors=True)
+    with suppress(FileNotFoundError):  # another process does the same
+        for old in sorted(home.glob("*"), key=os.path.getmtime)[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
     return home / datasets.fingerprint.Hasher.hash(state)
 
 
@@ -732,7 +735,8 @@ def _read(source, reader, *arguments, **options):
     try:
         return reader(*arguments, **options)
     except Exception as error:  # it passes on what any of its own readers raises
-        shutil.rmtree(options.get("cache_dir", ""), ignore_errors=True)  # the copy may be torn
+        if type(error) is not ValueError:  # such as an unknown split
+            shutil.rmtree(options.get("cache_dir", ""), ignore_errors=True)  # the copy may be torn
         why = _reason(error.__cause__ or error)  # "An error occurred" says too little
         raise ValueError(f"source: no pictures can be loaded from {str(source)!r}: {why}") from error
 
@@ -755,17 +759,18 @@ def _load(source, split, streaming):
     if path.suffix.lower() == ".zip":
         path = Path(_unzipped(path, path.stat().st_mtime_ns).name)
     files, card = _files(path) if path.is_dir() else [path], path / "README.md"
-    pictures, endings = _pictures(files), Counter(file.suffix.lower() or file.name for file in files)
+    pictures, endings = _pictures(files), Counter(file.suffix.lower() or "no ending" for file in files)
     _check(pictures or path.is_dir(), f"source: {path.name!r} is no folder, no zip file and no picture")
     table = card.is_file() and "configs:" in card.read_text(errors="replace")  # it says which files
     table = table or TABLES & {file.suffix for file in files if file.stem != "metadata"}
     others = endings - Counter(file.suffix.lower() for file in pictures)
     if others and not table:
-        warnings.warn(f"source: left out is what Pillow does not open: {dict(others)}", stacklevel=4)
+        told = dict(others.most_common(5))
+        warnings.warn(f"source: {others.total()} files are left out; Pillow opens no {told}", stacklevel=4)
     if table or not pictures:
         _check(not {*"*?["} & {*str(path)}, f"source: rename {path.name!r}, for tables without * ? [")
         return read(str(path), cache_dir=_cache(path, files))
-    return _rows(_of_split(pictures, split, path if path.is_dir() else path.parent))
+    return _rows(_of_split(pictures, split))
 
 
 def _read_picture(file, size):
@@ -801,7 +806,7 @@ def _eight_bits(picture):
 
     White is 65,535 in 16 bits; in others 1, 255 or 65,535, whichever the largest value comes up to.
     """
-    pixels = np.nan_to_num(np.asarray(picture))
+    pixels = np.nan_to_num(np.asarray(picture), posinf=0)
     top = 65535 if picture.mode.startswith("I;16") else pixels.max()
     scale = 255 if top <= 1 else 1 if top <= 255 else 1 / 256
     return (pixels * scale).clip(0, 255).astype(np.uint8)
@@ -813,7 +818,7 @@ def _reason(error):
 
 
 def _ask_hub(name, kind="dataset", token=None, cache_dir=None):
-    """Make sure, within seconds, that the hub has the data set or model `name`, "owner/name", or the cache has.
+    """Make sure, within seconds, that the hub (or the cache) has the data set or model `name`, "owner/name".
 
     Raises FileNotFoundError when it has none that you may see, ConnectionError without a network.
     """
