@@ -170,7 +170,7 @@ def load_checkpoint(training, folder):
 
 @contextmanager
 def prepare_folder(training, folder):
-    """Make the folder, lock it, tidy it up, load the newest checkpoint; say now what will not work later. Lesson 10.
+    """Make the folder, lock it, tidy it up, load the newest checkpoint; say now what will fail later. Lesson 10.
 
     Within it no other training can use the folder. The lock goes when the process ends, however it
     ends. Raises what `carry_on` raises at its start.
@@ -284,8 +284,9 @@ def carry_on(training, folder, every=1000):
 
     Raises ValueError for a checkpoint of another training, or when hosts see different folders;
     FloatingPointError for a loss or weights that are not finite; OSError, at the start where that
-    can be known, when a checkpoint cannot be written, or another training uses the folder; RuntimeError when a batch does not fit into
-    the GPU's memory. (After a `break`, Python can only print an error, not raise it.)
+    can be known, when a checkpoint cannot be written, or another training uses the folder;
+    RuntimeError when a batch does not fit into the GPU's memory. (After a `break`, Python can only
+    print an error, not raise it.)
     """
     every, main = _whole_number("every", every), training.accelerator.is_main_process
     size, left = training.loader.total_batch_size, False

@@ -508,7 +508,7 @@ def test_all_pictures_of_a_folder(tmp_path, name):
 
 def test_what_is_left_out_is_said_in_one_short_line(tmp_path):
     write(tmp_path, "a.png", *(f"IMG_{i}" for i in range(30)), *(f"x.{i}" for i in range(30)))
-    with pytest.warns(UserWarning, match="source: 60 files are left out, .*'no ending': 30") as warned:
+    with pytest.warns(UserWarning, match="source: 60 files are left out; .*'no ending': 30") as warned:
         get_data(tmp_path, size=4)
     assert len(warned) == 1 and len(str(warned[0].message)) < 200
 
