@@ -14,10 +14,16 @@ channels (red, green, blue), S rows, S columns. Values lie in [0, 1].
 """
 
 import copy
+import logging
 import math
+import os
+import shutil
+import tempfile
 import warnings
+from collections import Counter
+from contextlib import suppress
 from functools import cache, partial
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from pathlib import Path
 
 import datasets
@@ -55,11 +61,11 @@ CPU_SHAPE = dict(image_size=32, widths=(16, 32, 64, 128), block_depth=1)  # on a
 def square_rgb(picture, size):
     """Turn any PIL picture into a `size` × `size` RGB picture. Lesson 01.
 
-    Grey, palette, CMYK and 16-bit pictures become RGB, what is transparent becomes white;
+    Grey, palette, CMYK, 16-bit and float pictures become RGB, what is transparent becomes white;
     the longer side is cropped on both ends, so that nothing is squashed.
     """
-    if picture.mode.startswith("I"):  # 16 bits: convert() would cut off, not scale
-        picture = Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
+    if picture.mode[0] in "IF":  # 16 bits, floats: convert() would cut off, not scale
+        picture = Image.fromarray(_eight_bits(picture))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -69,28 +75,32 @@ def square_rgb(picture, size):
 def open_pictures(source, split="train", seed=0, streaming=True):
     """Open a data set of pictures, shuffled by `seed`. Nothing is decoded yet. Lesson 01.
 
-    `source`: a folder in hub layout, a folder or zip file of pictures, or a hub id
-    ("owner/name"), or a `datasets.Dataset`. A folder is opened whole; a hub id is streamed, so that
-    only what is read is fetched, unless `streaming` is False or `split` cuts, as in "train[:80%]".
+    `source`: a folder or zip file of pictures, a picture, a list of pictures' files, a folder in
+    hub layout, a hub id ("owner/name"), or a `datasets.Dataset`. A folder is opened whole; a hub id
+    is streamed, so that only what is read is fetched, unless `streaming` is False or `split` cuts, as
+    in "train[:80%]". In a folder of pictures nothing is guessed from names; only when all of them lie
+    in folders called train, test, validation … those are its splits.
 
     Returns `(rows, column)`: an iterable of dicts, and the name of the column that holds the
-    pictures' files. Raises FileNotFoundError, ConnectionError or ValueError where there are no
-    pictures.
+    pictures' files: "image", else the first one of pictures. Raises FileNotFoundError,
+    ConnectionError, TypeError or ValueError where there are no pictures.
     """
     rows = source if isinstance(source, datasets.Dataset) else _load(source, split, streaming)
     columns = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     _check(columns, f"source: {str(source)!r} has no column of pictures, only {list(rows.features)}")
-    rows = rows.select_columns(columns[:1]).cast_column(columns[0], datasets.Image(decode=False))
-    return rows.shuffle(seed=seed), columns[0]
+    column = "image" if "image" in columns else columns[0]
+    rows = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
+    return rows.shuffle(seed=_whole_number("seed", seed, least=0)), column
 
 
 def get_data(source=TOY_FACES, *, split="train", limit=3000, size=64, seed=0):
     """Load up to `limit` pictures as one float32 array (N, 3, size, size) in [0, 1]. Lesson 01.
 
-    `source`: a folder in hub layout, a folder or zip file of pictures, or a hub id such as
-    "lansinuote/gen.1.celeba"; `seed` fixes which pictures come, and in which order. Each
-    picture is decoded straight into its place in the array; no pixels go to disk. Files that
-    cannot be read are left out, with one warning that counts them and names the first.
+    `source`: a folder or zip file of pictures, a folder in hub layout, or a hub id such as
+    "lansinuote/gen.1.celeba", and what else `open_pictures` takes; `seed` fixes which pictures come,
+    and in which order. Each picture is decoded straight into its place in the array; no pixels go to
+    disk. Files that cannot be read are left out, with one warning that counts them and names the
+    first; others take their places.
 
     Raises TypeError, ValueError, FileNotFoundError or ConnectionError with the argument's name.
     """
@@ -98,16 +108,14 @@ def get_data(source=TOY_FACES, *, split="train", limit=3000, size=64, seed=0):
     rows, column = open_pictures(source, split, seed)
     limit = min(limit, getattr(rows, "num_rows", limit))  # a stream does not know its length
     data, count, bad = np.empty((limit, 3, size, size), dtype=np.float32), 0, []
-    for row in tqdm(rows.take(limit), total=limit, desc="decoding", unit=" pictures", delay=1):
+    wanted = takewhile(lambda row: count < limit, rows)
+    for row in tqdm(wanted, total=limit, desc="decoding", unit=" pictures", delay=1):
         try:
             data[count] = _read_picture(row[column], size) / np.float32(255)
             count += 1
-        except ValueError as error:
+        except _Unreadable as error:
             bad.append(error)
-    if bad:
-        left_out = f"{len(bad)} of {len(bad) + count} pictures are left out, the first: {bad[0]}"
-        warnings.warn(f"source: {left_out}", stacklevel=2)
-    _check(count, f"source: there is no picture in {str(source)!r} that can be read")
+    _tell_unreadable(source, count, bad)
     return data[:count]
 
 
@@ -120,7 +128,7 @@ def get_loader(data, batch_size=64, seed=None):
     pictures than one batch.
     """
     _check_data(data, _whole_number("batch_size", batch_size))
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    generator = None if seed is None else torch.Generator().manual_seed(_whole_number("seed", seed, least=0))
     return torch.utils.data.DataLoader(data, batch_size, shuffle=True, drop_last=True, generator=generator)
 
 
@@ -276,10 +284,7 @@ class DiffusionConfig(PretrainedConfig):
     ):
         numbers = dict(image_size=image_size, block_depth=block_depth, channels=channels)
         super().__init__(**{name: _whole_number(name, value) for name, value in numbers.items()}, **kwargs)
-        self.widths, self.predicts = [_whole_number("widths", width) for width in widths], predicts
-        deep = len(widths) - 1
-        halved = f"image_size={image_size} cannot be halved {deep} times, which {deep + 1} widths need"
-        _check(deep >= 0 and image_size % 2**deep == 0, f"{halved}; try a multiple of {2**deep}")
+        self.widths, self.predicts = _check_widths(widths, image_size), predicts
         _check(predicts in ("noise", "v"), f"predicts must be 'noise' or 'v', not {predicts!r}")
 
 
@@ -294,18 +299,32 @@ class _HubModel(PreTrainedModel):
         """Load a model from a folder or from the hub; one that lacks weights is refused.
 
         Raises ValueError that says which weights are missing, do not fit or cannot be read,
-        OSError where there is no model, ConnectionError without a network.
+        OSError where there is no model, ConnectionError without a network, TypeError for an option
+        that does not exist.
         """
-        if not Path(name).exists() and not huggingface_hub.try_to_load_from_cache(str(name), "config.json"):
-            _ask_hub(str(name), "model", kwargs.get("token"))
+        name, report = os.path.expanduser(name), logging.getLogger("transformers.modeling_utils")
+        if not (Path(name).exists() or kwargs.get("local_files_only")):
+            _ask_hub(name, "model", kwargs.get("token"), kwargs.get("cache_dir"))
         options = {"ignore_mismatched_sizes": True, **kwargs, "output_loading_info": True}
         try:
+            told = cls.config_class.get_config_dict(name, **kwargs)[0]
+            _check(told, "there is no file named config.json", OSError)
+            same = told.get("model_type") in (None, "", cls.config_class.model_type)
+            _check(same, f"config.json is of another kind of model, {told.get('model_type')!r}")
+            report.disabled = True  # what it says of missing weights becomes a sentence, below
             model, info = super().from_pretrained(name, *args, **options)
+        except TypeError:  # an option that is none
+            raise
         except Exception as error:  # safetensors, pickle and torch have no common class for a torn file
             kind = OSError if isinstance(error, OSError) else ValueError
-            raise kind(f"{name}: there is no model that can be loaded ({_reason(error)})") from error
-        wrong = sorted(info["mismatched_keys"]) + sorted(info["missing_keys"])
-        _check(not wrong, f"{name}: weights are missing, or do not fit config.json: {wrong[:3]}")
+            torn = "" if isinstance(error, (OSError, ValueError)) else "model.safetensors: "
+            raise kind(f"{name}: there is no model that can be loaded ({torn}{_reason(error)})") from error
+        finally:
+            report.disabled = False
+        wrong = [key[0] for key in sorted(info["mismatched_keys"])]
+        wrong += sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        _check(not wrong, f"{name}: weights are missing, or do not fit config.json: {wrong[:3]}{more}")
         return (model, info) if kwargs.get("output_loading_info") else model
 
 
@@ -335,6 +354,7 @@ class Diffusion(_HubModel):
         return noise_rate * noisy + signal_rate * output if self.config.predicts == "v" else output
 
     def forward(self, images):
+        _check_images("images", images, self.config)
         image = self.norm(images)
         noise = torch.randn(image.shape, device=image.device)
         time = torch.rand(len(image), 1, 1, 1, device=image.device)
@@ -392,7 +412,8 @@ class Training:
     steps are done, `diffusion` has the averaged weights; after a `break` it has the raw ones, the
     next loop goes on, and `finish()` ends the training early, with the averaged ones.
 
-    Raises TypeError or ValueError that says what is wrong with the recipe.
+    Raises TypeError or ValueError that says what is wrong with the recipe or the loader, RuntimeError
+    where gradients are switched off.
     """
 
     def __init__(self, diffusion, loader, *, loss=l1_loss, accelerator=None, **recipe):
@@ -402,9 +423,9 @@ class Training:
         self.average = average_weights(diffusion.train(), self.recipe["ema_decay"])
         lr, weight_decay, warmup = (self.recipe[name] for name in ("lr", "weight_decay", "warmup_steps"))
         optimizer = torch.optim.AdamW(diffusion.parameters(), lr, weight_decay=weight_decay, fused=True)
+        loader, self.order = _own_order(loader, self.recipe)
         kind = "cosine" if self.recipe["cosine_decay"] else "constant_with_warmup"
         self.rates = get_scheduler(kind, optimizer, warmup, self.recipe["epochs"] * len(loader))
-        loader, self.order = _own_order(loader, self.recipe["seed"])
         asked = nn.ModuleDict({"diffusion": diffusion})  # a module, since `prepare` knows only those
         asked.forward = partial(loss, diffusion)
         self.loss, self.optimizer, self.loader = self.accelerator.prepare(asked, optimizer, loader)
@@ -471,7 +492,8 @@ def starting_noise(diffusion, n, seed=None):
     shape = n, diffusion.config.channels, diffusion.config.image_size, diffusion.config.image_size
     if seed is None:
         return torch.randn(shape, device=diffusion.device)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(diffusion.device)
+    generator = torch.Generator().manual_seed(_whole_number("seed", seed, least=0))
+    return torch.randn(shape, generator=generator).to(diffusion.device)
 
 
 def ddim(predict, noisy, time, next_time):
@@ -492,7 +514,7 @@ def sample(predict, noisy, times, step=ddim):
     the next noisy picture and the predicted clean one; `ddim` is one. Results are normalised.
     """
     for now, then in pairwise(times):
-        time = torch.full((len(noisy), 1, 1, 1), now, device=noisy.device)
+        time = torch.full((len(noisy), 1, 1, 1), now, dtype=noisy.dtype, device=noisy.device)
         noisy, image = step(predict, noisy, time, time - (now - then))
         yield noisy, image
 
@@ -506,11 +528,12 @@ def generate(diffusion, n=5, steps=20, seed=None, *, noise=None, on_step=None, e
     with `noise` (n, 3, S, S) you choose what to start from. `on_step(step, noisy, image)` is
     called after each step, from 1 on, with the picture so far and the clean picture predicted
     from it, both (n, 3, S, S) in [0, 1]. On a CPU that computes with 16 bits the network does so,
-    unless all shall be `exact`: pixels then differ by a few thousandths. The model's train or
-    eval mode is left as it was.
+    unless all shall be `exact`: pixels then differ by a few thousandths. The model is left as it
+    is: a copy draws, in eval mode and with weights of 32 bits, whatever those of the model have.
 
-    Raises TypeError or ValueError for `n` or `steps` that are not whole numbers of 1 or more, TypeError
-    for a `sampler` that is no function.
+    Raises TypeError or ValueError for `n` or `steps` that are not whole numbers of 1 or more, for
+    `noise` of another size and for numbers that are not finite, in it or in what the model answers;
+    TypeError for a `sampler` that is no function.
     """
     n, times = _whole_number("n", n), steps
     if not isinstance(steps, (list, tuple)):
@@ -518,20 +541,20 @@ def generate(diffusion, n=5, steps=20, seed=None, *, noise=None, on_step=None, e
         times = [(steps - step) / steps for step in range(steps + 1)]
     _check(len(times) > 1, f"steps: two times make a step, {times} has fewer")
     _check(callable(sampler), f"sampler: {sampler!r} is no step such as ddim, see more.samplers", TypeError)
-    layout = torch.preserve_format if exact else _layout(diffusion)
-    noise = starting_noise(diffusion, n, seed) if noise is None else noise
-    start = noise.to(diffusion.device, memory_format=layout)
-    was_training = diffusion.training
-    diffusion.eval()  # BatchNorm: use the statistics learned, do not learn from samples
-    try:
-        with torch.autocast(diffusion.device.type, torch.bfloat16, enabled=layout is torch.channels_last):
-            path = sample(partial(predict, diffusion), start, times, sampler)
-            for step, (noisy, image) in enumerate(path, 1):
-                if on_step is not None:
-                    on_step(step, denormalize(diffusion, noisy), denormalize(diffusion, image))
-    finally:
-        diffusion.train(was_training)
-    return denormalize(diffusion, image).contiguous()
+    network = copy.deepcopy(diffusion).float().eval()  # BatchNorm: use what it has learned, do not learn
+    layout = torch.preserve_format if exact else _layout(network)
+    noise = starting_noise(network, n, seed) if noise is None else noise
+    _check_images("noise", noise, network.config)
+    _check(noise.isfinite().all(), "noise: it holds numbers that are not finite")
+    start = noise.to(network.device, torch.float32, memory_format=layout)
+    with torch.autocast(network.device.type, torch.bfloat16, enabled=layout is torch.channels_last):
+        path = sample(partial(predict, network), start, times, sampler)
+        for step, (noisy, image) in enumerate(path, 1):
+            if on_step is not None:
+                on_step(step, denormalize(network, noisy), denormalize(network, image))
+    drawn = denormalize(network, image).contiguous()
+    _check((image + drawn).isfinite().all(), "diffusion: it answers with numbers that are not finite")
+    return drawn
 
 
 # Not taught: the hardware, checks, caches, the hub, and what a training notes -------------------
@@ -589,11 +612,11 @@ def _check(right, sentence, error=ValueError):
         raise error(sentence)
 
 
-def _whole_number(name, value):
-    """`value` if it is a whole number of 1 or more; else TypeError or ValueError with its name."""
+def _whole_number(name, value, least=1):
+    """`value` if it is a whole number of `least` or more; else TypeError or ValueError with its name."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     _check(whole, f"{name} must be a whole number, not {value!r}", TypeError)
-    _check(value >= 1, f"{name} must be 1 or more, not {value}")
+    _check(value >= least, f"{name} must be {least} or more, not {value}")
     return int(value)
 
 
@@ -602,10 +625,31 @@ def _check_recipe(recipe):
     unknown = sorted(recipe.keys() - GPU_RECIPE.keys())
     _check(not unknown, f"a recipe has no {unknown}, only {list(GPU_RECIPE)}", TypeError)
     _whole_number("epochs", recipe["epochs"])
-    plain = {name: type(GPU_RECIPE[name])(value) for name, value in recipe.items()}
-    fits = all(0 <= value == recipe[name] < math.inf for name, value in plain.items())
-    _check(fits and plain["ema_decay"] < 1, f"a recipe needs numbers of 0 or more, ema_decay < 1: {recipe}")
+    numbers = {name: n for name, n in recipe.items() if isinstance(n, (int, float, np.generic))}
+    plain = {name: type(GPU_RECIPE[name])(n) for name, n in numbers.items() if 0 <= n < math.inf}
+    wrong = {name: n for name, n in recipe.items() if plain.get(name, "") != n or (name, n) == ("lr", 0)}
+    rule = "a recipe needs numbers of 0 or more, lr > 0, ema_decay < 1"
+    _check(not wrong and plain["ema_decay"] < 1, f"{rule}: {wrong or recipe}")
+    _check(torch.is_grad_enabled(), "training needs gradients: leave torch.no_grad() first", RuntimeError)
     return plain
+
+
+def _check_widths(widths, image_size):
+    """`widths` as whole numbers; TypeError or ValueError unless they make a network for that size."""
+    _check(np.ndim(widths) == 1, f"widths must be a list of whole numbers, not {widths!r}", TypeError)
+    whole, deep = [_whole_number("widths", width) for width in widths], len(widths) - 1
+    halved = f"image_size={image_size} cannot be halved {deep} times, which {deep + 1} widths need"
+    _check(deep >= 0 and image_size % 2**deep == 0, f"{halved}; try a multiple of {2**deep}")
+    _check(whole[0] % 2 == 0, f"widths: the first must be even, half of it is for sines, not {whole[0]}")
+    return whole
+
+
+def _check_images(name, images, config):
+    """Raise ValueError unless `images` are a tensor (N, channels, S, S) for a model with this `config`."""
+    size = config.channels, config.image_size, config.image_size
+    fits = torch.is_tensor(images) and images.is_floating_point() and images.shape[1:] == size
+    found = f" {images.dtype}, {tuple(images.shape)}" if hasattr(images, "shape") else ""
+    _check(fits, f"{name}: a Tensor of {('N', *size)} floats is needed, not {type(images).__name__}{found}")
 
 
 def _check_data(data, n):
@@ -618,31 +662,123 @@ def _check_data(data, n):
     _check(len(data) >= n, f"data: {len(data)} pictures do not fill one batch; batch_size={n} is too large")
 
 
-def _load(source, split, streaming):
-    """The rows of the data set `source`; ValueError where `datasets` cannot load it.
+HIDDEN = ".", "__MACOSX", "@eaDir", "$RECYCLE.BIN"  # files and folders of the system begin so
+# What Pillow opens only with other programs, tables of weather data, and films.
+NOT_ALONE = {"EPS", "WMF", "HDF5", "GRIB", "BUFR", "MPEG"}
+TABLES = {".parquet", ".arrow", ".tar"}
+SPLITS = {"train", "training", "valid", "validation", "val", "dev", "test", "testing", "eval"}
 
-    A folder or file that has changed gets another place in the cache: `datasets` may overlook
-    that it has changed, and what another process is reading stays as it is.
+
+def _files(folder):
+    """All files in `folder` and the folders in it, sorted; hidden ones and the system's own are left out.
+
+    Links are followed, and each folder is entered once, even when a link leads back into it. A
+    folder that may not be read is passed over with a warning.
     """
-    name, options = str(source), {"split": split, "streaming": streaming and "[" not in split}
-    kind = "imagefolder" if name.lower().endswith(".zip") else name
-    if Path(name).exists():
-        files = [path.lstat() for path in [Path(name), *Path(name).rglob("*")]]
-        state = str(sum(file.st_size + file.st_mtime_ns for file in files))
-        options = {"split": split, "cache_dir": Path(datasets.config.HF_DATASETS_CACHE, "course", state)}
-        options |= {"data_files": name} if kind == "imagefolder" else {}
-    else:
-        _ask_hub(name)
+
+    def warn(error):
+        warnings.warn(f"folder: {Path(error.filename).name!r} is left out ({error.strerror})", stacklevel=5)
+
+    found, seen = [], set()
+    for here, folders, names in os.walk(os.path.abspath(folder), onerror=warn, followlinks=True):
+        new = os.path.realpath(here) not in seen
+        seen.add(os.path.realpath(here))
+        folders[:] = [name for name in folders if new and not name.startswith(HIDDEN)]
+        found += [Path(here, name) for name in names if new and not name.startswith(HIDDEN)]
+    return sorted(path for path in found if path.is_file() or path.is_symlink())
+
+
+def _pictures(files):
+    """Those of `files` that Pillow opens on its own, by their endings."""
+    kinds, opened = Image.registered_extensions(), Image.OPEN.keys() - NOT_ALONE
+    return [path for path in files if kinds.get(path.suffix.lower()) in opened]
+
+
+def _of_split(files, split):
+    """Those of `files` that `split` asks for. Where all lie in folders train, test …, these are splits."""
+    folder = os.path.commonpath([path.parent for path in files])
+    parts = [path.relative_to(folder).parts[0] for path in files]
+    parts = parts if SPLITS.issuperset(parts) else ["train"] * len(files)
+    chosen = datasets.ReadInstruction.from_spec(split).to_absolute(Counter(parts))
+    named = {name: [path for path, part in zip(files, parts) if part == name] for name in {*parts}}
+    return [path for some in chosen for path in named[some.splitname][some.from_ : some.to]]
+
+
+def _rows(files):
+    """Pictures' files as a table. A name that is not UTF-8 fits into none, so that file's bytes go there."""
+    names = [(path, str(path).encode(errors="replace").decode()) for path in files]
+    rows = [{"path": name, "bytes": None if name == str(path) else path.read_bytes()} for path, name in names]
+    return datasets.Dataset.from_dict({"image": rows}, datasets.Features(image=datasets.Image(decode=False)))
+
+
+@cache
+def _unzipped(path, changed):
+    """A folder with the content that the zip file `path` has since `changed`. It lasts until we end."""
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    _read(path, shutil.unpack_archive, path, folder.name, "zip")
+    return folder
+
+
+def _cache(path, files):
+    """Where `datasets` keeps its copy of the folder `path`: states of its `files` have places of their own.
+
+    It may overlook that a folder has changed; and what another process is reading stays as it is.
+    """
+    state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
+    home = Path(datasets.config.HF_DATASETS_CACHE, "course", datasets.fingerprint.Hasher.hash(str(path)))
+    with suppress(FileNotFoundError):  # another process does the same
+        for old in sorted(home.glob("*"), key=os.path.getmtime)[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
+    return home / datasets.fingerprint.Hasher.hash(state)
+
+
+def _read(source, reader, *arguments, **options):
+    """What a library's `reader` returns; ValueError says in one line what went wrong with `source`."""
     try:
-        return datasets.load_dataset(kind, **options)
-    except Exception as error:  # it passes on what any of its readers raises
-        raise ValueError(f"source: no pictures can be loaded from {name!r}: {_reason(error)}") from error
+        return reader(*arguments, **options)
+    except Exception as error:  # it passes on what any of its own readers raises
+        if type(error) is not ValueError:  # such as an unknown split
+            shutil.rmtree(options.get("cache_dir", ""), ignore_errors=True)  # the copy may be torn
+        why = _reason(error.__cause__ or error)  # "An error occurred" says too little
+        raise ValueError(f"source: no pictures can be loaded from {str(source)!r}: {why}") from error
+
+
+def _load(source, split, streaming):
+    """The rows of `source`: files of pictures are listed here, tables and the hub are left to `datasets`.
+
+    Raises TypeError, ValueError, FileNotFoundError or ConnectionError when nothing can be loaded.
+    """
+    _check(isinstance(split, str), f"split must be text such as 'train[:80%]', not {split!r}", TypeError)
+    if isinstance(source, (list, tuple)):
+        return _rows([Path(file).expanduser().absolute() for file in source])
+    named = isinstance(source, (str, os.PathLike)) and source != ""
+    _check(named, f"source: a folder, a file, a list of files or a name is needed, not {source!r}", TypeError)
+    read = partial(_read, source, datasets.load_dataset, split=split)
+    path = Path(source).expanduser().absolute()
+    if not path.exists():
+        _ask_hub(str(source))
+        return read(str(source), streaming=streaming and "[" not in split)
+    if path.suffix.lower() == ".zip":
+        path = Path(_unzipped(path, path.stat().st_mtime_ns).name)
+    files, card = _files(path) if path.is_dir() else [path], path / "README.md"
+    pictures, endings = _pictures(files), Counter(file.suffix.lower() or "no ending" for file in files)
+    _check(pictures or path.is_dir(), f"source: {path.name!r} is no folder, no zip file and no picture")
+    table = card.is_file() and "configs:" in card.read_text(errors="replace")  # it says which files
+    table = table or TABLES & {file.suffix for file in files if file.stem != "metadata"}
+    others = endings - Counter(file.suffix.lower() for file in pictures)
+    if others and not table:
+        told = dict(others.most_common(5))
+        warnings.warn(f"source: {others.total()} files are left out; Pillow opens no {told}", stacklevel=4)
+    if table or not pictures:
+        _check(not {*"*?["} & {*str(path)}, f"source: rename {path.name!r}, for tables without * ? [")
+        return read(str(path), cache_dir=_cache(path, files))
+    return _rows(_of_split(pictures, split))
 
 
 def _read_picture(file, size):
     """One picture, as a row of `open_pictures` holds it, as uint8 array (3, size, size).
 
-    Photos come upright, whichever way the camera was held. Raises ValueError that names the
+    Photos come upright, whichever way the camera was held. Raises `_Unreadable` that names the
     file when it is not a picture, or not a whole one.
     """
     try:
@@ -650,9 +786,32 @@ def _read_picture(file, size):
     except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
         name = Path((file or {}).get("path") or "a picture").name
         why = "it is no picture" if isinstance(error, UnidentifiedImageError) else _reason(error)
-        raise ValueError(f"{name} cannot be read ({why})") from error
+        raise _Unreadable(f"{name} cannot be read ({why})") from error
     with picture:
         return np.asarray(square_rgb(picture, size)).transpose(2, 0, 1)
+
+
+class _Unreadable(ValueError):
+    """Said of a file that is no picture, or not a whole one."""
+
+
+def _tell_unreadable(source, count, bad):
+    """Warn of the files in `bad`, a list of errors; ValueError when `count`, the number of others, is 0."""
+    left_out = f"{len(bad)} of {len(bad) + count} pictures are left out, the first: {bad[0]}" if bad else ""
+    if bad:
+        warnings.warn(f"source: {left_out}", stacklevel=3)
+    _check(count, f"source: there is no picture in {str(source)!r} that can be read; {left_out}".rstrip("; "))
+
+
+def _eight_bits(picture):
+    """The grey values of a PIL picture of 16 bits or more, or of floats, as bytes.
+
+    White is 65,535 in 16 bits; in others 1, 255 or 65,535, whichever the largest value comes up to.
+    """
+    pixels = np.nan_to_num(np.asarray(picture), posinf=0)
+    top = 65535 if picture.mode.startswith("I;16") else pixels.max()
+    scale = 255 if top <= 1 else 1 if top <= 255 else 1 / 256
+    return (pixels * scale).clip(0, 255).astype(np.uint8)
 
 
 def _reason(error):
@@ -660,12 +819,14 @@ def _reason(error):
     return (str(error) or repr(error)).splitlines()[0]
 
 
-def _ask_hub(name, kind="dataset", token=None):
-    """Make sure, within seconds, that the hub has the data set or model `name`, "owner/name".
+def _ask_hub(name, kind="dataset", token=None, cache_dir=None):
+    """Make sure, within seconds, that the hub (or the cache) has the data set or model `name`, "owner/name".
 
     Raises FileNotFoundError when it has none that you may see, ConnectionError without a network.
     """
     _check(name.count("/") == 1, f"there is no folder or file {name!r}", FileNotFoundError)
+    if kind == "model" and huggingface_hub.try_to_load_from_cache(name, "config.json", cache_dir):
+        return
     try:
         huggingface_hub.HfApi(token=token).repo_info(name, repo_type=kind, timeout=4)
     except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.GatedRepoError) as error:
@@ -681,10 +842,15 @@ def _seed(*numbers):
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _own_order(loader, seed):
+def _own_order(loader, recipe):
     """A loader like `loader`, which stays as it is, and a function that sets the order of an epoch."""
+    fits = getattr(loader, "batch_size", None) and hasattr(loader.dataset, "__len__") and len(loader)
+    _check(fits, "loader must be a DataLoader with batches, of a data set with a length", TypeError)
+    if recipe["warmup_steps"] >= recipe["epochs"] * len(loader):
+        warnings.warn("warmup_steps: the training ends before the rate has come up to lr", stacklevel=3)
     names = "batch_size", "drop_last", "num_workers", "collate_fn"
-    sampler, seed = copy.copy(loader.sampler), loader.generator.initial_seed() if loader.generator else seed
-    sampler.generator, options = torch.Generator(), {name: getattr(loader, name) for name in names}
+    sampler, options = copy.copy(loader.sampler), {name: getattr(loader, name) for name in names}
+    seed = loader.generator.initial_seed() if loader.generator else recipe["seed"]
+    sampler.generator = torch.Generator()
     loader = torch.utils.data.DataLoader(loader.dataset, sampler=sampler, **options)
     return loader, lambda epoch: sampler.generator.manual_seed(_seed(seed, epoch))

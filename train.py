@@ -8,10 +8,13 @@ processes. `--batch-size` is that of all processes together.
 """
 
 import argparse
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
 from matplotlib import pyplot as plt
+from tqdm.auto import tqdm
 
 from diffusion_utils import (
     GPU_RECIPE,
@@ -21,13 +24,22 @@ from diffusion_utils import (
     Training,
     _accelerator,
     _device,
+    _reason,
+    _tell_unreadable,
+    _Unreadable,
+    _whole_number,
     generate,
     get_data,
     get_loader,
     show,
 )
-from more.long_training import carry_on, compiles
+from more.long_training import carry_on, checkpoints
 from more.pictures import Pictures
+
+
+def whole_number(text):
+    return _whole_number("it", int(text))
+
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument(
@@ -37,29 +49,71 @@ parser.add_argument(
     "--data", default=TOY_FACES, help="folder, or name of a data set on the hub (default: toy faces)"
 )
 parser.add_argument("--split", default="train")
-parser.add_argument("--limit", type=int, default=3000, help="how many pictures (default: 3000)")
+parser.add_argument("--limit", type=whole_number, default=3000, help="how many pictures (default: 3000)")
 parser.add_argument(
     "--lazy", action="store_true", help="take all pictures, and decode each when it is needed"
 )
-parser.add_argument("--size", type=int, default=64, help="pixels (default: 64)")
-parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 96, 128], help="channels of each level")
-parser.add_argument("--block-depth", type=int, default=2, help="blocks of each level (default: 2)")
+parser.add_argument("--size", type=whole_number, default=64, help="pixels (default: 64)")
+parser.add_argument(
+    "--widths", type=whole_number, nargs="+", default=[32, 64, 96, 128], help="channels of each level"
+)
+parser.add_argument("--block-depth", type=whole_number, default=2, help="blocks of each level (default: 2)")
 parser.add_argument(
     "--start-from", help="a trained model, folder or name on the hub; it brings size, widths and depth"
 )
-parser.add_argument("--batch-size", type=int, default=64)
-parser.add_argument("--checkpoint-every", type=int, default=1000, help="steps (default: 1000)")
+parser.add_argument("--batch-size", type=whole_number, default=64)
+parser.add_argument("--checkpoint-every", type=whole_number, default=1000, help="steps (default: 1000)")
 for name, default in GPU_RECIPE.items():
     kind = {"action": "store_true"} if default is False else {"type": type(default), "default": default}
     parser.add_argument("--" + name.replace("_", "-"), help=f"of the recipe (default: {default})", **kind)
 
 
+def compiles(device):
+    """Whether `torch.compile` works on `device`: it wants a C compiler and, for CUDA, Triton."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=device))
+    except Exception:  # whatever the compiler, which is not ours, runs into
+        return False
+    return True
+
+
+def refusal(output, start):
+    """Why the folder `output` cannot be used for a training that starts from `start`; None when it can be."""
+    kept, note = output / "checkpoints", output / "checkpoints" / "start_from.txt"
+    start = str(Path(start).resolve()) if start and Path(start).exists() else start or "new weights"
+    try:
+        others = output.exists() and (
+            output.is_file() or {path.name for path in output.iterdir()} - {kept.name}
+        )
+        if others and not checkpoints(kept):
+            return f"{output} is not a folder of this program; name a new one"
+        kept.mkdir(parents=True, exist_ok=True)
+        before = note.read_text(encoding="utf-8") if note.exists() and checkpoints(kept) else start
+        if before != start:
+            return f"{output} holds a training that started from {before}, not from {start}; name a new one"
+        note.write_text(start, encoding="utf-8")
+    except OSError as error:
+        return f"cannot write into {output}: {_reason(error)}"
+
+
+def readable(pictures):
+    """Those of `pictures` that can be decoded. It takes a while, but a training should not end at one of them."""
+    good, bad = [], []
+    for i in tqdm(range(len(pictures)), desc="looking through", unit=" pictures", delay=1):
+        try:
+            pictures[i]
+            good.append(i)
+        except _Unreadable as error:
+            bad.append(error)
+    _tell_unreadable("--data", len(good), bad)
+    return torch.utils.data.Subset(pictures, good)
+
+
 def main():
     options = parser.parse_args()
-    foreign = options.output.exists() and not (options.output / "checkpoints").is_dir()
-    if foreign and (options.output.is_file() or any(options.output.iterdir())):
-        parser.error(f"--output: {options.output} is not a folder of this program; name a new one")
-    (options.output / "checkpoints").mkdir(parents=True, exist_ok=True)
+    wrong = refusal(options.output, options.start_from)
+    if wrong:
+        parser.error(f"--output: {wrong}")
     recipe = {name: getattr(options, name) for name in GPU_RECIPE}
     if options.start_from:
         diffusion = Diffusion.from_pretrained(options.start_from)
@@ -70,7 +124,7 @@ def main():
         torch.nn.init.zeros_(diffusion.unet.out.bias)
     where = {"split": options.split, "size": diffusion.config.image_size, "seed": options.seed}
     data = (
-        Pictures(options.data, **where)
+        readable(Pictures(options.data, **where))
         if options.lazy
         else get_data(options.data, limit=options.limit, **where)
     )
@@ -80,7 +134,9 @@ def main():
     for _ in carry_on(training, options.output / "checkpoints", options.checkpoint_every):
         pass
     if accelerator.is_main_process:
-        diffusion.save_pretrained(options.output)
+        with tempfile.TemporaryDirectory() as draft:  # it would remove other models from where it saves
+            diffusion.save_pretrained(draft)
+            shutil.copytree(draft, options.output, dirs_exist_ok=True)
         show(generate(diffusion, n=10, seed=0), n=10, path=options.output / "samples.png")
         plt.figure(figsize=(6, 3), layout="constrained")
         plt.plot(training.history["loss"], linewidth=0.5)

@@ -1,4 +1,6 @@
-"""20 trainings, each killed three times at random moments, also while a checkpoint is written, against one left alone.
+"""20 trainings, each stopped three times at random moments, also while a checkpoint is written, against one left alone.
+
+By turns with SIGKILL and SIGTERM; and beside each a second one is started in its folder, which has to be refused.
 
 python benchmarks/kill.py              ten minutes on two CPU cores
 """

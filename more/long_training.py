@@ -1,6 +1,6 @@
 """What a training of hours or days needs around its loop, in the order of lesson 10.
 
-Lesson 10  compiles, fingerprint, settings, checkpoints, remove, parts, save_checkpoint,
+Lesson 10  fingerprint, settings, checkpoints, remove, parts, save_checkpoint,
            load_checkpoint, prepare_folder, fetch_losses, stop_button, enough_memory, progress,
            finish, carry_on
 
@@ -12,15 +12,13 @@ Lesson 10  compiles, fingerprint, settings, checkpoints, remove, parts, save_che
 """
 
 import json
-import math
 import os
 import signal
-import tempfile
 import threading
 import time
 import warnings
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,21 +26,13 @@ import safetensors.torch
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast, gather_object
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from diffusion_utils import _check, _reason, _whole_number
 
 MARK = "checkpoint.json"  # what it is, and of which step; written first, and removed last
 FILES = "config.json", "model.safetensors", "training.pt", MARK  # all that a checkpoint holds
-
-
-def compiles(device):
-    """Whether `torch.compile` works on `device`: it wants a C compiler and, for CUDA, Triton. Lesson 10."""
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=device))
-    except Exception:  # whatever the compiler, which is not ours, runs into
-        return False
-    return True
 
 
 def fingerprint(pictures):
@@ -136,8 +126,8 @@ def save_checkpoint(training, folder, keep=2):
             remove(final)
         draft.replace(final)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # what a full disk may lead to
-        last = (checkpoints(folder) or [None])[-1]
-        raise OSError(f"folder: cannot write {final}: {_reason(error)}. Last checkpoint: {last}") from error
+        last = f"Is the disk full? Last checkpoint: {(checkpoints(folder) or [None])[-1]}"
+        raise OSError(f"folder: cannot write {final}: {_reason(error)}. {last}") from error
     finally:
         if draft.exists():
             remove(draft)
@@ -154,14 +144,13 @@ def load_checkpoint(training, folder):
     """
     found, now = checkpoints(folder), settings(training)
     shapes = [parameter.shape for parameter in training.diffusion.parameters()]
-    for checkpoint in reversed(found):
+    for path in reversed(found):
         try:
-            state = torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True)
+            state = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
             then, history, memory = state["settings"], state["history"], state["optimizer"]["state"].items()
             memory = [(value.shape, shapes[i]) for i, own in memory for value in own.values()]
         except Exception as error:  # a torn file makes torch, zip and pickle raise all kinds of errors
-            passed_over = f"{checkpoint} cannot be read, taking the one before: {_reason(error)}"
-            warnings.warn(passed_over, stacklevel=3)
+            warnings.warn(f"{path} cannot be read, taking the one before: {_reason(error)}", stacklevel=3)
             continue
         step = len(history["loss"])
         other = [f"{name}={then.get(name)}, not {now[name]}" for name in now if then.get(name) != now[name]]
@@ -179,26 +168,37 @@ def load_checkpoint(training, folder):
     _check(not found, f"folder: no checkpoint in {folder} can be read; take another folder")
 
 
+@contextmanager
 def prepare_folder(training, folder):
-    """Make the folder, tidy it up, load the newest checkpoint; say now what will not work later. Lesson 10.
+    """Make the folder, lock it, tidy it up, load the newest checkpoint; say now what will fail later. Lesson 10.
 
-    Raises what `carry_on` raises at its start.
+    Within it no other training can use the folder. The lock goes when the process ends, however it
+    ends. Raises what `carry_on` raises at its start.
     """
     old = [path for path in Path(folder).glob("step-" + 8 * "[0-9]") if (path / "raw").is_dir()]
     _check(not old, f"folder: {folder} is of an earlier version of the course; take another folder")
+    lock, main = FileLock(Path(folder, ".lock")), training.accelerator.is_main_process
     try:
-        if training.accelerator.is_main_process:
+        if main:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-            for draft in Path(folder).glob("unfinished-" + 8 * "[0-9a-f]"):  # of one that was killed
-                if _step(draft) >= 0 and not draft.is_symlink():
-                    remove(draft)
+            lock.acquire(blocking=False)
     except OSError as error:
-        raise OSError(f"folder: cannot write into {folder}: {_reason(error)}") from error
-    load_checkpoint(training, folder)
-    steps = gather_object([training.step])
-    alone = f"folder: all hosts need to see the same one, but {folder} leads them to steps {steps}"
-    _check(len(set(steps)) == 1, alone)
+        why = "another training is at work in it" if isinstance(error, Timeout) else _reason(error)
+        raise OSError(f"folder: cannot write into {folder}: {why}") from error
+    try:
+        for draft in Path(folder).glob("unfinished-" + 8 * "[0-9a-f]"):  # of one that was killed
+            if main and _step(draft) >= 0 and not draft.is_symlink():
+                remove(draft)
+        load_checkpoint(training, folder)
+        steps = gather_object([training.step])
+        alone = f"folder: all hosts need to see the same one, but {folder} leads them to steps {steps}"
+        _check(len(set(steps)) == 1, alone)
+        yield
+    finally:
+        if main:
+            with suppress(OSError):  # Windows removes the file itself
+                Path(folder, ".lock").unlink()
+            lock.release()
 
 
 def fetch_losses(training):
@@ -211,7 +211,7 @@ def fetch_losses(training):
     for i in range(seen, len(losses)):
         losses[i] = float(losses[i])
         where = f"the loss is {losses[i]} at step {i + 1}, with a learning rate of {rates[i]:.2g}"
-        _check(math.isfinite(losses[i]), f"{where}; try a lower lr", FloatingPointError)
+        _check(np.isfinite(losses[i]), f"{where}; try a lower lr", FloatingPointError)
     finite = all(weights.isfinite().all() for weights in training.diffusion.parameters())
     _check(finite, f"weights are not finite after step {len(losses)}; try a lower lr", FloatingPointError)
     return float(np.mean(losses[-50:]))
@@ -219,25 +219,27 @@ def fetch_losses(training):
 
 @contextmanager
 def stop_button():
-    """Within it, Ctrl-C and Jupyter's stop button only set the event that it yields. Lesson 10.
+    """Within it, Ctrl-C, Jupyter's stop button and SIGTERM only set the event that it yields. Lesson 10.
 
-    Pressed a second time they interrupt, as always. Where several processes train together,
-    and in threads, all stays as it is.
+    (Clusters and Colab send SIGTERM some seconds before they take the machine away.) A second
+    time they interrupt, as always. Where several processes train together, and in threads, all
+    stays as it is.
     """
-    pressed, usual = threading.Event(), signal.getsignal(signal.SIGINT)
+    pressed, usual = threading.Event(), {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
 
-    def press(number, frame):
+    def press(number=None, frame=None):  # from then on all is as usual
         pressed.set()
-        signal.signal(signal.SIGINT, usual)
+        for number, handler in usual.items():
+            if signal.getsignal(number) is press:
+                signal.signal(number, handler)
 
-    alone = PartialState().num_processes == 1 and threading.current_thread() is threading.main_thread()
-    if alone:
-        signal.signal(signal.SIGINT, press)
+    if PartialState().num_processes == 1 and threading.current_thread() is threading.main_thread():
+        for number in usual:
+            signal.signal(number, press)
     try:
         yield pressed
     finally:
-        if alone and signal.getsignal(signal.SIGINT) is press:
-            signal.signal(signal.SIGINT, usual)
+        press()
 
 
 @contextmanager
@@ -275,33 +277,34 @@ def carry_on(training, folder, every=1000):
             ...
 
     A checkpoint is written every `every` steps, at the end, when the loop is left by `break`,
-    and when the stop button is pressed. On a CPU a training that was stopped or killed ends
+    and when the stop button is pressed or SIGTERM comes. On a CPU a training that was stopped or killed ends
     with the same bits as one that was not. Without a cosine, more epochs may be asked for
     later. `folder` may hold other things; none of them is ever removed. `training.history`
     gets the "seconds" that it all took. In the end the model holds the averaged weights.
 
     Raises ValueError for a checkpoint of another training, or when hosts see different folders;
     FloatingPointError for a loss or weights that are not finite; OSError, at the start where that
-    can be known, when a checkpoint cannot be written; RuntimeError when a batch does not fit into
-    the GPU's memory. (After a `break`, Python can only print an error, not raise it.)
+    can be known, when a checkpoint cannot be written, or another training uses the folder;
+    RuntimeError when a batch does not fit into the GPU's memory. (After a `break`, Python can only
+    print an error, not raise it.)
     """
     every, main = _whole_number("every", every), training.accelerator.is_main_process
-    prepare_folder(training, folder)
-    start = time.perf_counter() - training.history.get("seconds", 0)
     size, left = training.loader.total_batch_size, False
-    with progress(training) as bar, stop_button() as stop, enough_memory(size):
-        for step in training:
-            bar.update(size)
-            try:
-                yield step
-            except GeneratorExit:  # a break in the loop around this one, or an error
-                left = True
-            training.history["seconds"] = time.perf_counter() - start
-            last = left or stop.is_set() or step == len(training)
-            if last or step % every == 0 or step % 100 == 0:
-                bar.set_postfix(step=step, loss=f"{fetch_losses(training):.3f}", refresh=False)
-            if main and (last or step % every == 0):
-                save_checkpoint(training, folder)
-            if last:
-                break
+    with prepare_folder(training, folder), stop_button() as stop, enough_memory(size):
+        start = time.perf_counter() - training.history.get("seconds", 0)
+        with progress(training) as bar:
+            for step in training:
+                bar.update(size)
+                try:
+                    yield step
+                except GeneratorExit:  # a break in the loop around this one, or an error
+                    left = True
+                training.history["seconds"] = time.perf_counter() - start
+                last = left or stop.is_set() or step == len(training)
+                if last or step % every == 0 or step % 100 == 0:
+                    bar.set_postfix(step=step, loss=f"{fetch_losses(training):.3f}", refresh=False)
+                if main and (last or step % every == 0):
+                    save_checkpoint(training, folder)
+                if last:
+                    break
     finish(training, together=not left)

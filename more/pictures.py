@@ -1,6 +1,6 @@
 """Your own pictures, in the order of lesson 09.
 
-Lesson 09  hidden, all_files, openable, picture_files, look_through, Pictures, publish
+Lesson 09  picture_files, look_through, Pictures, publish
 
     rows = picture_files("my photos")            whatever its files are called
     for path, picture, reason in look_through(rows):
@@ -8,91 +8,57 @@ Lesson 09  hidden, all_files, openable, picture_files, look_through, Pictures, p
     data = get_data(rows)
 """
 
-import os
 import warnings
 from collections import Counter
 from pathlib import Path
 
-import datasets
 import huggingface_hub
 import numpy as np
 import torch
-from PIL import Image
 
-from diffusion_utils import _check, _read_picture, _reason, _whole_number, open_pictures
+from diffusion_utils import (
+    _check,
+    _files,
+    _pictures,
+    _read_picture,
+    _reason,
+    _rows,
+    _Unreadable,
+    _whole_number,
+    open_pictures,
+)
 
-# Endings that Pillow has a name for, but opens only with other programs, or that are films and tables.
-NOT_ALONE = {".eps", ".ps", ".wmf", ".emf", ".h5", ".hdf", ".grib", ".bufr", ".mpg", ".mpeg"}
 # Endings of pictures that Pillow may not open: they are counted, and what can be done is said.
-PHOTOS = {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
+PHOTOS = {".heic", ".heif", ".avif", ".jxl", ".qoi", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
           ".svg", ".eps", ".wmf", ".emf"}  # fmt: skip
-
-
-def hidden(name):
-    """Whether a file or folder of that name is the system's own: .thumbnails, ._photo.jpg, __MACOSX. Lesson 09."""
-    return name.startswith(".") or name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
-
-
-def all_files(folder):
-    """Yield the path of each file in `folder` and the folders in it, hidden ones left out. Lesson 09.
-
-    Links are followed, and each folder is entered once, even when a link leads back into it. A
-    folder that may not be read is passed over with a warning.
-    """
-
-    def warn(error):
-        warnings.warn(f"folder: {Path(error.filename).name!r} is left out ({error.strerror})", stacklevel=4)
-
-    seen = set()
-    for here, folders, names in os.walk(os.path.abspath(folder), onerror=warn, followlinks=True):
-        place = os.path.realpath(here)
-        new = [] if place in seen else names
-        folders[:] = [] if place in seen else [name for name in folders if not hidden(name)]
-        seen.add(place)
-        yield from (Path(here, name) for name in new if not hidden(name))
-
-
-def openable():
-    """The endings of pictures that Pillow opens on its own, such as ".jpg". Lesson 09."""
-    return {
-        ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
-    } - NOT_ALONE
 
 
 def picture_files(folder):
     """All picture files in `folder` and the folders in it, sorted, as rows for `get_data`. Lesson 09.
 
-    Files are taken by their endings, those of `openable`; hidden ones are left out. Unlike
-    `datasets`, it guesses nothing from names. Pictures that this Pillow cannot open (.heic,
-    .dng) are counted in one warning. Raises ValueError that counts the endings which are there
-    when no file is a picture, FileNotFoundError when there is no such folder.
+    Files are taken by their endings; hidden ones are left out, and nothing is guessed from names.
+    Pictures that this Pillow cannot open (.heic, .dng) are counted in one warning. Raises ValueError
+    that counts the endings which are there when no file is a picture, FileNotFoundError when there
+    is no such folder.
     """
     _check(Path(folder).is_dir(), f"folder: there is no folder {str(folder)!r}", FileNotFoundError)
-    paths = sorted(path for path in all_files(folder) if path.is_file() or path.is_symlink())
-    kinds, kind = openable(), datasets.Features({"image": datasets.Image(decode=False)})
-    files = [_file(path) for path in paths if path.suffix.lower() in kinds]
-    _tell_endings(folder, paths, found=len(files))
-    return datasets.Dataset.from_dict({"image": files}, kind)
+    files = _files(folder)
+    pictures = _pictures(files)
+    _tell_endings(folder, files, pictures)
+    return _rows(pictures)
 
 
-def _file(path):
-    """A row's picture. A name that is not UTF-8 does not fit into a table, so that file's bytes go there."""
-    name = str(path).encode(errors="replace").decode()
-    return {"path": name, "bytes": None if name == str(path) else path.read_bytes()}
-
-
-def _tell_endings(folder, paths, found):
-    """Warn of pictures that Pillow cannot open; ValueError when `found`, the number of others, is 0."""
-    endings = Counter(path.suffix.lower() or "without an ending" for path in paths)
+def _tell_endings(folder, files, pictures):
+    """Warn of pictures that Pillow cannot open; ValueError when there are no others."""
+    endings = Counter(path.suffix.lower() or "without an ending" for path in files)
     there = ", ".join(f"{n} {ending}" for ending, n in endings.most_common(5)) or "no files at all"
-    closed = ", ".join(
-        f"{n} {ending}" for ending, n in sorted(endings.items()) if ending in PHOTOS - openable()
-    )
+    opened = {path.suffix.lower() for path in pictures}
+    closed = ", ".join(f"{n} {ending}" for ending, n in sorted(endings.items()) if ending in PHOTOS - opened)
     advice = (
         "save such photos as JPEG or PNG (for .heic, the package pillow-heif teaches Pillow to open them)"
     )
     nothing = f"folder: no file in {str(folder)!r} is a picture that Pillow opens; there are {there}"
-    _check(found, f"{nothing}; {advice}" if closed else nothing)
+    _check(pictures, f"{nothing}; {advice}" if closed else nothing)
     if closed:
         warnings.warn(f"folder: Pillow cannot open, and leaves out, {closed}; {advice}", stacklevel=3)
 
@@ -110,7 +76,7 @@ def look_through(source, size=64, split="train"):
         path = file["path"] or ""
         try:
             yield path, _read_picture(file, size) / np.float32(255), ""
-        except ValueError as error:
+        except _Unreadable as error:
             yield path, None, str(error).partition(" cannot be read (")[2][:-1]
 
 

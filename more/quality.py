@@ -123,7 +123,7 @@ def face_features(classifier, images, batch_size=100):
     classifier.eval()
     device = next(classifier.parameters()).device
     parts = torch.as_tensor(images).split(batch_size)
-    return torch.cat([classifier.features(part.to(device)).cpu().double() for part in parts])
+    return torch.cat([classifier.features(part.to(device, torch.float32)).cpu().double() for part in parts])
 
 
 @torch.no_grad()

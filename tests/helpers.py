@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -105,11 +106,24 @@ torch.save((diffusion.state_dict(), history["loss"]), sys.argv[3])
 """
 
 
-def kill_and_compare(folder, times, seed=0):
-    """Kill a training `times` times at random moments, then let it end.
+RIVAL = """
+import sys, time
+from pathlib import Path
+from helpers import go_on
+print("ready", flush=True)
+while not Path(sys.argv[1], ".lock").exists():
+    time.sleep(0.001)
+time.sleep(0.05)
+go_on(sys.argv[1], epochs=40)
+"""
 
-    Returns whether it ended like one that nobody disturbed, to the bit, and for each kill
-    whether a checkpoint was being written.
+
+def kill_and_compare(folder, times, seed=0):
+    """Stop a training `times` times at random moments, by turns with SIGKILL and SIGTERM, then let it end.
+
+    While it runs for the first time, another one is started in its folder, and has to be refused.
+    Returns whether it ended like one that nobody disturbed, to the bit, and for each stop whether a
+    checkpoint was left half written.
     """
     folder, rng, writing = Path(folder), np.random.default_rng(seed), []
 
@@ -123,13 +137,21 @@ def kill_and_compare(folder, times, seed=0):
         finished(run(None, *arguments("whole")))
     name = f"killed-{seed}"
     while len(writing) < times:
+        rival = None if writing else run(None, "-c", RIVAL, str(folder / name))
+        assert not rival or rival.stdout.readline() == "ready\n"
         before, process = drafts(), run(None, *arguments(name))
         assert process.stdout.readline() == "ready\n"
+        if rival:
+            refused = rival.communicate(timeout=300)[0]
+            assert rival.returncode == 1 and "another training is at work in it" in refused, refused
         # a checkpoint takes about as long as an epoch here, so every other kill hits a writing
         time.sleep(rng.uniform(0, 0.5))
-        process.kill()
-        process.communicate()
+        number = (signal.SIGKILL, signal.SIGTERM)[len(writing) % 2]
+        process.send_signal(number)
+        output = process.communicate()[0]
         writing.append(bool(drafts() - before))
+        if number == signal.SIGTERM:  # it saves and stops, if it has begun; and has then no draft left
+            assert process.returncode in (0, -number) and not writing[-1], output
     finished(run(None, *arguments(name)))
     (one, losses), (two, other) = (torch.load(folder / f"{end}.pt") for end in ("whole", name))
     return losses == other and same(one, two), writing

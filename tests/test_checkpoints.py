@@ -29,6 +29,7 @@ from helpers import (
 
 import train as command
 from diffusion_utils import GPU_RECIPE, Diffusion, DiffusionConfig, Training, generate, l1_loss
+from more import long_training
 from more.long_training import carry_on, checkpoints, stop_button
 
 
@@ -175,6 +176,43 @@ def test_an_error_in_the_body(tmp_path, uninterrupted):
     assert same(go_on(tmp_path)[0], uninterrupted[0])
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_sigterm_is_a_stop_button_too(tmp_path, uninterrupted, capsys, number):
+    usual = signal.getsignal(signal.SIGTERM)
+    stopped, history = go_on(tmp_path, loss=at_step(6, lambda loss: signal.raise_signal(number) or loss))
+    assert len(history["loss"]) == 6 and "Stopped after 6 of 20 steps" in capsys.readouterr().out
+    assert names(tmp_path)[-1] == "step-00000006" and signal.getsignal(signal.SIGTERM) == usual
+    assert same(go_on(tmp_path)[0], uninterrupted[0])
+
+
+def test_two_trainings_in_one_folder(tmp_path, uninterrupted):
+    """The second is refused, whatever becomes of the first the folder is free after it, and nothing is left."""
+    first, second = (Training(tiny(), loader(), epochs=5, lr=5e-3) for _ in range(2))
+    for step in carry_on(first, tmp_path, every=4):
+        if step == 6:
+            before = contents(tmp_path)
+            with pytest.raises(
+                OSError, match="folder: cannot write into .*: another training is at work in it"
+            ):
+                next(carry_on(second, tmp_path))
+            assert contents(tmp_path) == before and second.step == 0
+            go_on(tmp_path / "other", epochs=1)  # another folder, even in this one, is free
+            break
+    assert names(tmp_path) == ["other", "step-00000004", "step-00000006"]
+    assert names(tmp_path / "other") == ["step-00000004"]
+    with pytest.raises(ZeroDivisionError):
+        for step in carry_on(second, tmp_path):
+            1 / (step - 8)
+    assert same(go_on(tmp_path)[0], uninterrupted[0]) and ".lock" not in names(tmp_path)
+
+
+def test_a_lock_of_a_process_that_is_gone(tmp_path, uninterrupted):
+    """What it left of its lock stops nobody."""
+    go_on(tmp_path, epochs=1)
+    (tmp_path / ".lock").write_text("of one that was killed")
+    assert same(go_on(tmp_path)[0], uninterrupted[0]) and ".lock" not in names(tmp_path)
+
+
 def test_a_second_press_interrupts():
     with pytest.raises(KeyboardInterrupt), stop_button():
         press()
@@ -268,6 +306,41 @@ def test_other_data_and_other_widths_are_refused(tmp_path):
         list(carry_on(training(wider), tmp_path))
     with pytest.raises(ValueError, match="predicts=noise, not v"):
         list(carry_on(training(tiny(predicts="v")), tmp_path))
+
+
+def change(path, do):
+    state = torch.load(path, weights_only=True)
+    do(state)
+    torch.save(state, path)
+
+
+def shrink(state):
+    for memory in state["optimizer"]["state"].values():
+        memory["exp_avg"] = torch.zeros(1)
+
+
+@pytest.mark.parametrize("do, sentence", [
+    (shrink, "another training: weights of other shapes"),
+    (lambda state: state["settings"].pop("fingerprint"), r"another training: fingerprint=None, not \d+"),
+    (lambda state: state["settings"].update(batches=5), "another training: batches=5, not 4"),
+])  # fmt: skip
+def test_a_checkpoint_that_was_changed_is_refused(tmp_path, do, sentence):
+    go_on(tmp_path, epochs=1)
+    change(tmp_path / "step-00000004" / "training.pt", do)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        go_on(tmp_path, loss=fails)
+    assert contents(tmp_path) == before
+
+
+def test_hosts_that_see_different_folders(tmp_path, monkeypatch):
+    """Each of them would go on from a step of its own."""
+    monkeypatch.setattr(long_training, "gather_object", lambda steps: [*steps, 4])
+    with pytest.raises(
+        ValueError, match=r"all hosts need to see the same one, but .* leads them to steps \[0, 4\]"
+    ):
+        go_on(tmp_path, loss=fails)
+    assert names(tmp_path) == []
 
 
 def test_checkpoints_of_the_former_layout_are_refused(tmp_path):
@@ -545,7 +618,7 @@ print("done")
         sys.platform != "linux" or not shutil.which("g++"), reason="there is no g++ for Linux here")),
 ])  # fmt: skip
 def test_compiling_is_tried_before_it_is_switched_on(tmp_path, compiler):
-    program = "from more.long_training import compiles; print(compiles('cpu'))"
+    program = "from train import compiles; print(compiles('cpu'))"
     output = finished(run(program, CXX=compiler, TORCHINDUCTOR_CACHE_DIR=str(tmp_path)))
     assert output.split()[-1] == str(compiler == "g++")
 
@@ -555,8 +628,9 @@ def test_compiling_is_tried_before_it_is_switched_on(tmp_path, compiler):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no kill -9 there")
 def test_killed_at_any_moment(tmp_path):
-    """Killed again and again, also while a checkpoint is written; the end is the same to the bit.
+    """Killed again and again, by turns with SIGKILL and SIGTERM, also while a checkpoint is written.
 
+    The end is the same to the bit, and a second training in the folder is refused meanwhile.
     benchmarks/kill.py does it with 20 trainings.
     """
     equal, writing = kill_and_compare(tmp_path, times=4)
@@ -603,6 +677,70 @@ def test_an_output_with_other_things_is_refused(monkeypatch, tmp_path, capsys, k
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.endswith(f"--output: {output} is not a folder of this program; name a new one")
     assert contents(tmp_path) == before and names(tmp_path) == ["output"]
+
+
+def refused(monkeypatch, capsys, *arguments):
+    """The last line of what train.py says when it ends before anything is loaded."""
+    for name in ("get_data", "Training", "carry_on"):
+        monkeypatch.setattr(command, name, fails)
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as error:
+        command.main()
+    assert error.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_an_output_with_a_folder_of_that_name(monkeypatch, tmp_path, capsys):
+    """A folder checkpoints/ alone does not make it ours; one with a checkpoint does."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("mine")
+    said = refused(monkeypatch, capsys, "--output", tmp_path)
+    assert said.endswith(f"--output: {tmp_path} is not a folder of this program; name a new one")
+    assert (tmp_path / "config.json").read_text() == "mine" and names(tmp_path) == [
+        "checkpoints",
+        "config.json",
+    ]
+    go_on(tmp_path / "checkpoints", epochs=1)
+    assert command.refusal(tmp_path, None) is None
+
+
+def test_an_output_that_cannot_be(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    said = refused(monkeypatch, capsys, "--output", tmp_path / "file" / "below")
+    assert f"--output: cannot write into {tmp_path / 'file' / 'below'}: " in said
+
+
+def test_another_start(tmp_path):
+    """What was trained from one model is not gone on with when another is named."""
+    one, two = (str(tmp_path / name) for name in ("one", "two"))
+    tiny().save_pretrained(one)
+    output = tmp_path / "output"
+    assert (
+        command.refusal(output, one) is None and command.refusal(output, two) is None
+    )  # nothing is trained yet
+    assert command.refusal(output, one) is None
+    go_on(output / "checkpoints", epochs=1)
+    assert command.refusal(output, one) is None
+    sentence = f"{output} holds a training that started from {one}, not from {{}}; name a new one"
+    assert command.refusal(output, two) == sentence.format(two)
+    assert command.refusal(output, None) == sentence.format("new weights")
+
+
+@pytest.mark.parametrize(
+    "option", ["--limit", "--size", "--widths", "--block-depth", "--batch-size", "--checkpoint-every"]
+)
+@pytest.mark.parametrize("value", ["0", "-1", "2.5", "many"])
+def test_options_that_are_no_numbers(monkeypatch, tmp_path, capsys, option, value):
+    said = refused(monkeypatch, capsys, "--output", tmp_path / "new", option, value)
+    assert f"argument {option}" in said and not names(tmp_path)
+
+
+def test_lazy_leaves_out_what_is_broken(tmp_path):
+    good(tmp_path, 3)
+    (tmp_path / "bad.png").write_text("no picture")
+    pictures = command.Pictures(tmp_path, size=8)
+    with pytest.warns(UserWarning, match="1 of 4 pictures are left out, the first: bad.png cannot be read"):
+        assert len([*command.readable(pictures)]) == 3
 
 
 # Several processes ----------------------------------------------------------------------

@@ -54,6 +54,56 @@ def test_the_first_cell_on_colab(environment, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["course"]
 
 
+@pytest.fixture
+def on_colab(tmp_path, monkeypatch):
+    """Run the first cell as often as asked; `fails` says which programs do, and what they leave."""
+
+    def run_cell(times, fails):
+        told = []
+        monkeypatch.setitem(sys.modules, "google.colab", sys)
+
+        def run(command, check):
+            program = Path(command[-1]).name if command[0] != "git" else "git"
+            told.append((program, fails(program, len(told))))
+            if program == "git":
+                for part in ("notebooks", "tools"):
+                    (Path(command[-1]) / part).mkdir(parents=True)
+                if not told[-1][1]:
+                    (Path(command[-1]) / "diffusion_utils.py").write_text("")
+            if told[-1][1]:
+                raise subprocess.CalledProcessError(1, command)
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", sys.path[:])
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            monkeypatch.setenv(name, "1")
+        monkeypatch.setattr(subprocess, "run", run)
+        for _ in range(times):
+            try:
+                exec(FIRST_CELL, {})
+            except subprocess.CalledProcessError:
+                pass
+        return [program for program, _ in told], Path.cwd().relative_to(tmp_path).as_posix()
+
+    return run_cell
+
+
+def test_a_failed_pip_is_tried_again(on_colab, tmp_path):
+    """And the cell does not pass without it."""
+    told, place = on_colab(2, lambda program, n: program == "colab.py")
+    assert told == ["git", "colab.py", "colab.py"] and place == "."
+    told, place = on_colab(2, lambda program, n: program == "colab.py" and n < 1)
+    assert told == ["colab.py", "colab.py"] and place == "course/notebooks"
+
+
+def test_a_torn_clone(on_colab, tmp_path):
+    """It never gets the name under which it would be used."""
+    told, place = on_colab(2, lambda program, n: program == "git" and n < 1)
+    assert told == ["git", "git", "colab.py"] and place == "course/notebooks"
+    assert (tmp_path / "course" / "diffusion_utils.py").exists()
+    assert not (tmp_path / "course" / "notebooks" / "course").exists()
+
+
 def test_one_lesson_to_the_end(environment, tmp_path, monkeypatch):
     shutil.copy(ROOT / "notebooks" / "02_noise_schedule.ipynb", tmp_path)
     for name, value in environment.items():
@@ -140,5 +190,32 @@ def test_make_address(tmp_path, monkeypatch):
     for name in names[2:]:
         assert "github.com/somebody/some.course" in (tmp_path / name).read_text(encoding="utf-8")
     nbformat.validate(nbformat.read(tmp_path / names[-1], as_version=4))
-    with pytest.raises(SystemExit, match="REPO: 'nonsense' is not of the form owner/name"):
-        address.rewrite("nonsense")
+    for nonsense in ("nonsense", "../..", "a/..", "./a", "a/b/c", "", "a b/c", "a/b\n"):
+        with pytest.raises(SystemExit, match="REPO: .* is not of the form owner/name"):
+            address.rewrite(nonsense)
+    assert address.course()["repository"] == "somebody/some.course"
+
+
+def test_make_address_twice(tmp_path, monkeypatch):
+    """Other repositories, whose names begin alike, stay as they are."""
+    for name in ("pyproject.toml", "tools/first_cell.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(address, "ROOT", tmp_path)
+    monkeypatch.setattr(address, "PROJECT", tmp_path / "pyproject.toml")
+    old = address.course()["repository"]
+    others = f"github.com/{old}-more github.com/{old}.io github.com/x{old} github.com/a/bigger-project"
+    (tmp_path / "README.md").write_text(
+        f"{others} https://github.com/{old}. https://github.com/{old}/blob/v1"
+    )
+    for new in ("a/big", "c/dig"):
+        address.rewrite(new)
+    text = (tmp_path / "README.md").read_text()
+    assert text == f"{others} https://github.com/c/dig. https://github.com/c/dig/blob/v1"
+
+
+@pytest.mark.parametrize("arguments", [[], ["a/b", "c/d"]])
+def test_make_address_without_an_address(arguments):
+    command = [sys.executable, str(ROOT / "tools" / "address.py"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.strip() == "REPO is missing: make address REPO=owner/name"

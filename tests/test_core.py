@@ -125,7 +125,7 @@ def formatted(path):
 
 @each
 def test_a_module_is_small(path):
-    assert lines_of_code(path) <= (365 if path == CORE else 200)
+    assert lines_of_code(path) <= (474 if path == CORE else 200)
 
 
 def test_the_modules_are_formatted():

@@ -21,16 +21,15 @@ def course():
 
 def rewrite(new):
     """Put the address `new` in place of the one in pyproject.toml, everywhere."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", new):
+    if not re.fullmatch(r"[a-zA-Z0-9][\w-]*/\w[\w.-]*", new, re.ASCII):
         raise SystemExit(f"REPO: {new!r} is not of the form owner/name")
     old = course()["repository"]
     first_cell = ROOT / "tools" / "first_cell.py"
     others = first_cell, ROOT / "README.md", ROOT / "web" / "index.html", PROJECT
     for path in [*sorted((ROOT / "notebooks").glob("*.ipynb")), *others]:
         text = path.read_text(encoding="utf-8")
-        text = text.replace(f"github.com/{old}", f"github.com/{new}")  # in links and in the first cell
-        text = text.replace(f"/github/{old}/", f"/github/{new}/")  # in the badges
-        text = text.replace(f"/codespaces/new/{old}", f"/codespaces/new/{new}")
+        # in links, in the first cell and in the badges; no other repository whose name begins alike
+        text = re.sub(rf"(github(?:\.com)?/|codespaces/new/){re.escape(old)}(?![\w-]|\.\w)", rf"\g<1>{new}", text)
         text = text.replace(old.replace("/", ".github.io/"), new.replace("/", ".github.io/"))  # the site
         if path == PROJECT:
             text = text.replace(f'repository = "{old}"', f'repository = "{new}"')
@@ -38,4 +37,6 @@ def rewrite(new):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("REPO is missing: make address REPO=owner/name")
     rewrite(sys.argv[1])
