@@ -29,7 +29,9 @@ def rewrite(new):
     for path in [*sorted((ROOT / "notebooks").glob("*.ipynb")), *others]:
         text = path.read_text(encoding="utf-8")
         # in links, in the first cell and in the badges; no other repository whose name begins alike
-        text = re.sub(rf"(github(?:\.com)?/|codespaces/new/){re.escape(old)}(?![\w-]|\.\w)", rf"\g<1>{new}", text)
+        text = re.sub(
+            rf"(github(?:\.com)?/|codespaces/new/){re.escape(old)}(?![\w-]|\.\w)", rf"\g<1>{new}", text
+        )
         text = text.replace(old.replace("/", ".github.io/"), new.replace("/", ".github.io/"))  # the site
         if path == PROJECT:
             text = text.replace(f'repository = "{old}"', f'repository = "{new}"')
