@@ -43,9 +43,7 @@ from transformers import PretrainedConfig, PreTrainedModel, get_scheduler
 ROOT = Path(__file__).resolve().parent
 TOY_FACES = ROOT / "data" / "toy_faces"  # the pictures that ship with the course
 TOY_MODEL = ROOT / "pretrained" / "toy_faces_32"  # the network of lesson 04, trained for a good hour
-SHORT_MODEL = (
-    ROOT / "pretrained" / "toy_faces_32_short"
-)  # the same after five minutes, as lesson 04 leaves it
+SHORT_MODEL = ROOT / "pretrained" / "toy_faces_32_short"  # the same after the five minutes of lesson 04
 LARGE_MODEL = ROOT / "pretrained" / "toy_faces_64"  # one of the full size, trained by train.py
 
 # Recipes: all numbers that a training depends on. The article's, for a GPU, and five minutes' on a CPU.

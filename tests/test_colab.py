@@ -198,7 +198,7 @@ def test_make_address(tmp_path, monkeypatch):
 
 def test_make_address_twice(tmp_path, monkeypatch):
     """Other repositories, whose names begin alike, stay as they are."""
-    for name in ("pyproject.toml", "tools/first_cell.py"):
+    for name in ("pyproject.toml", "tools/first_cell.py", "web/index.html"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.setattr(address, "ROOT", tmp_path)
