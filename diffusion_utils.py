@@ -112,7 +112,7 @@ def get_data(source=TOY_FACES, *, split="train", limit=3000, size=64, seed=0):
             data[count] = _read_picture(row[column], size) / np.float32(255)
             count += 1
         except _Unreadable as error:
-            bad.append(error)
+            bad.append(str(error))  # the error itself would keep the file open
     _tell_unreadable(source, count, bad)
     return data[:count]
 
@@ -794,7 +794,7 @@ class _Unreadable(ValueError):
 
 
 def _tell_unreadable(source, count, bad):
-    """Warn of the files in `bad`, a list of errors; ValueError when `count`, the number of others, is 0."""
+    """Warn of the files in `bad`, a list of reasons; ValueError when `count`, the number of others, is 0."""
     left_out = f"{len(bad)} of {len(bad) + count} pictures are left out, the first: {bad[0]}" if bad else ""
     if bad:
         warnings.warn(f"source: {left_out}", stacklevel=3)

@@ -104,7 +104,7 @@ def readable(pictures):
             pictures[i]
             good.append(i)
         except _Unreadable as error:
-            bad.append(error)
+            bad.append(str(error))  # the error itself would keep the file open
     _tell_unreadable("--data", len(good), bad)
     return torch.utils.data.Subset(pictures, good)
 

@@ -91,7 +91,28 @@ def test_several_broken_files_are_counted_in_one_line(tmp_path):
         (tmp_path / f"bad_{i}.png").write_bytes(b"?")
     with pytest.warns(UserWarning, match="5 of 8 pictures are left out, the first: bad_") as warned:
         assert len(get_data(tmp_path, size=8)) == 3
-    assert len(warned) == 1 and "\n" not in str(warned[0].message)
+    (told,) = [
+        warning for warning in warned if warning.category is UserWarning
+    ]  # not those of other tests' files
+    assert "\n" not in str(told.message)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits on open files there")
+def test_many_broken_files_are_not_kept_open(tmp_path):
+    """Else the system would open no more, and good pictures would be left out, too."""
+    import resource
+
+    good(tmp_path, 20, start=900)
+    content = png()[:150]
+    for i in range(400):
+        (tmp_path / f"broken_{i}.png").write_bytes(content)
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, usual[1]))
+    try:
+        with pytest.warns(UserWarning, match="400 of 420 pictures are left out"):
+            assert len(get_data(tmp_path, size=8)) == 20
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
 
 
 def test_nothing_but_broken_files(tmp_path):
