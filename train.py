@@ -69,7 +69,7 @@ for name, default in GPU_RECIPE.items():
 
 
 def compiles(device):
-    """Whether `torch.compile` works on `device`: it wants a C compiler and, for CUDA, Triton."""
+    """Whether `torch.compile` works on `device`: it wants a C compiler and, for CUDA, Triton. Lesson 10."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=device))
     except Exception:  # whatever the compiler, which is not ours, runs into

@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -18,8 +19,8 @@ RESULTS = ROOT / "benchmarks" / "results.md"
 
 def fresh(function, *arguments, **options):
     """Call `function` in a new process and return what it returns."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments, options)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments, **options).result()
 
 
 def memory(kind="VmHWM"):

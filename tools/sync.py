@@ -1,4 +1,4 @@
-"""Write into the lessons what stands elsewhere, word for word: definitions of the modules, and the first cell.
+"""Write into the lessons what stands elsewhere, word for word: definitions of the modules and of train.py, and the first cell.
 
     python tools/sync.py             write the cells
     python tools/sync.py --check     only say which lessons differ; exit status 1 if any does
@@ -50,7 +50,7 @@ def without_docstrings(source, node, start, end):
 def taught():
     """What each lesson has to hold: {number: {name: text}}."""
     texts = {}
-    for module in MODULES:
+    for module in [*MODULES, ROOT / "train.py"]:
         source = module.read_text(encoding="utf-8")
         for name, (node, start, end) in public(source).items():
             texts.setdefault(number(node), {})[name] = without_docstrings(source, node, start, end)

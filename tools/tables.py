@@ -85,12 +85,10 @@ def in_words(title, rows):
         return f"pixel distance {first[pixels]} and {last[pixels]}, kernel distance {first[kernel]} and {last[kernel]}"
     if title == "Sampling":
         (row,) = [row for row in rows if row["steps"] == 20]
-        memory, seconds = (
-            [row[f"{kind}, {unit}"] for kind in ("graph kept", "exact", "fast")] for unit in ("MB", "s")
-        )
-        return "20 steps: {:,.0f}, {:,.0f} and {:,.0f} MB, ".format(*memory) + "{}, {} and {} s".format(
-            *seconds
-        )
+        kinds = "graph kept", "exact", "fast"
+        memory = [f"{row[kind + ', MB']:,.0f} MB" for kind in kinds]
+        seconds = [f"{row[kind + ', s']} s" for kind in kinds]
+        return f"20 steps: {', '.join(memory + seconds)}"
     if title == "Data":
         part = "of the array's size"
         return f"{first['seconds']} and {last['seconds']} s, {first[part]} and {last[part]} times the array's size"
