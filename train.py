@@ -31,6 +31,9 @@ from diffusion_utils import (
     generate,
     get_data,
     get_loader,
+    l1_loss,
+    mix,
+    schedule,
     show,
 )
 from more.long_training import carry_on, checkpoints
@@ -59,13 +62,32 @@ parser.add_argument(
 )
 parser.add_argument("--block-depth", type=whole_number, default=2, help="blocks of each level (default: 2)")
 parser.add_argument(
-    "--start-from", help="a trained model, folder or name on the hub; it brings size, widths and depth"
+    "--predicts",
+    choices=["noise", "v"],
+    default="noise",
+    help="what the network is asked for: noise, L1, or v, squared",
+)
+parser.add_argument(
+    "--start-from",
+    help="a trained model, folder or name on the hub; it brings size, widths, depth and what it predicts",
 )
 parser.add_argument("--batch-size", type=whole_number, default=64)
 parser.add_argument("--checkpoint-every", type=whole_number, default=1000, help="steps (default: 1000)")
 for name, default in GPU_RECIPE.items():
     kind = {"action": "store_true"} if default is False else {"type": type(default), "default": default}
     parser.add_argument("--" + name.replace("_", "-"), help=f"of the recipe (default: {default})", **kind)
+
+
+def v_loss(diffusion, images):
+    """The mean squared error of v for a batch (N, 3, S, S): that of the noise, over signal_rate².
+
+    Large things, such as hair and hats, are decided where there is much noise, and weigh more in it
+    than in `l1_loss` of the noise. Salimans & Ho 2022, section 4.
+    """
+    image = diffusion.norm(images)
+    noise, time = torch.randn_like(image), torch.rand(len(image), 1, 1, 1, device=image.device)
+    predicted_noise = diffusion.answer(mix(image, noise, time), time)
+    return ((predicted_noise - noise) / schedule(time)[1]).square().mean()
 
 
 def compiles(device):
@@ -119,7 +141,8 @@ def main():
         diffusion = Diffusion.from_pretrained(options.start_from)
     else:
         torch.manual_seed(options.seed)
-        diffusion = Diffusion(DiffusionConfig(options.size, options.widths, options.block_depth))
+        shape = DiffusionConfig(options.size, options.widths, options.block_depth, predicts=options.predicts)
+        diffusion = Diffusion(shape)
         torch.nn.init.zeros_(diffusion.unet.out.weight)  # the first answer is 0, as in lesson 04
         torch.nn.init.zeros_(diffusion.unet.out.bias)
     where = {"split": options.split, "size": diffusion.config.image_size, "seed": options.seed}
@@ -130,7 +153,9 @@ def main():
     )
     compiled = torch.cuda.is_available() and compiles(_device())
     accelerator = _accelerator(dynamo_backend="inductor" if compiled else "no")
-    training = Training(diffusion, get_loader(data, options.batch_size), accelerator=accelerator, **recipe)
+    loss = v_loss if diffusion.config.predicts == "v" else l1_loss
+    loader = get_loader(data, options.batch_size)
+    training = Training(diffusion, loader, loss=loss, accelerator=accelerator, **recipe)
     for _ in carry_on(training, options.output / "checkpoints", options.checkpoint_every):
         pass
     if accelerator.is_main_process:

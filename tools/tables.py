@@ -89,6 +89,10 @@ def in_words(title, rows):
         memory = [f"{row[kind + ', MB']:,.0f} MB" for kind in kinds]
         seconds = [f"{row[kind + ', s']} s" for kind in kinds]
         return f"20 steps: {', '.join(memory + seconds)}"
+    if title == "The page":
+        faces = [f"20 steps of one face {row['20 steps, s']} s with {row['model']}" for row in rows]
+        start = f"first face after {first['first face, s']} s and {first['download, MB']} MB"
+        return f"{', '.join(faces)}, in one thread; {start}"
     if title == "Data":
         part = "of the array's size"
         return f"{first['seconds']} and {last['seconds']} s, {first[part]} and {last[part]} times the array's size"
@@ -104,17 +108,19 @@ def in_words(title, rows):
 def measured():
     found = results((ROOT / "benchmarks" / "results.md").read_text(encoding="utf-8"))
     kinds = sorted({kind for _, kind in found})
-    places = [{machine for (_, k), (machine, _) in found.items() if k == kind} for kind in kinds]
-    machines, rows = [" / ".join(sorted(names)) for names in places], []
+    rows = []
     for path in sorted((ROOT / "benchmarks").glob("*.py")):
         source = path.read_text(encoding="utf-8")
         published = re.search(r'publish\(\s*"(.*?)"', source)
         if published:
             compares = ast.get_docstring(ast.parse(source)).splitlines()[0].rstrip(".")
             shown = [found.get((published[1], kind)) for kind in kinds]
-            words = [in_words(published[1], part[1]) if part else "not measured yet" for part in shown]
+            words = [
+                f"{in_words(published[1], part[1])} ({part[0]})" if part else "not measured yet"
+                for part in shown
+            ]
             rows.append([f"`{path.name}`", compares, *words])
-    return table(["`python benchmarks/…`", "What it compares", *machines], rows)
+    return table(["`python benchmarks/…`", "What it compares", *kinds], rows)
 
 
 # The Makefile, and all together -----------------------------------------------------------

@@ -1,0 +1,74 @@
+"""The page that draws, in a headless Chromium: from its address to the first face, and one face in 20 steps.
+
+    python benchmarks/page.py          two minutes; needs Chromium, playwright and what `make site` fetches
+
+A static server on this machine, so no time of a network is in it. WebAssembly has one thread.
+"""
+
+import re
+import sys
+import tempfile
+import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from common import ROOT, publish, spread
+from playwright.sync_api import sync_playwright
+
+sys.path += [str(ROOT / "tools"), str(ROOT / "tests")]
+
+import make_site  # noqa: E402
+from helpers import BROWSER, BROWSER_OPTIONS  # noqa: E402
+
+from diffusion_utils import LARGE_MODEL, TOY_MODEL  # noqa: E402
+
+REPEATS = 5
+STATUS = "document.getElementById('status').textContent"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def first_face(browser, address, model):
+    """A page of its own, without anything kept from before: the seconds until its first face, and its megabytes."""
+    context = browser.new_context()
+    page, sizes = context.new_page(), []
+    page.on("response", lambda response: sizes.append(response.body()))
+    start = time.perf_counter()
+    page.goto(f"{address}#model={model.name}&steps=20&sampler=ddim&seed=1")
+    page.wait_for_function(f"{STATUS}.startsWith('Drawn')")
+    return page, time.perf_counter() - start, sum(map(len, sizes)) / 1e6
+
+
+def again(page, seed):
+    """The seconds that the page itself says of a face in 20 steps."""
+    page.evaluate(f"{STATUS} = ''; location.hash = location.hash.replace(/seed=[0-9]+/, 'seed={seed}')")
+    page.wait_for_function(f"{STATUS}.startsWith('Drawn in 20')")
+    return float(re.search(r"([0-9.]+) seconds", page.evaluate(STATUS))[1])
+
+
+def row(browser, address, model):
+    first, drawn = [], []
+    for _ in range(REPEATS):
+        page, seconds, megabytes = first_face(browser, address, model)
+        first.append(seconds)
+        drawn += [again(page, seed) for seed in (2, 3, 4)]
+        page.context.close()
+    return [f"`{model.name}`", spread(first, 1), spread(drawn), f"{megabytes:.1f}"]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as engine:
+        make_site.live_page(Path(folder) / "course", [TOY_MODEL, LARGE_MODEL])
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser = engine.chromium.launch(executable_path=BROWSER, args=BROWSER_OPTIONS)
+        address = f"http://127.0.0.1:{server.server_port}/course/"
+        rows = [row(browser, address, model) for model in (TOY_MODEL, LARGE_MODEL)]
+        browser.close()
+        server.shutdown()
+    publish("The page", ["model", "first face, s", "20 steps, s", "download, MB"], rows)
