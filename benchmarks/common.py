@@ -5,6 +5,7 @@ import importlib.metadata
 import multiprocessing
 import os
 import platform
+import re
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -56,9 +57,9 @@ def articles_loop(diffusion, loader):
 def machine():
     """This machine and the versions that matter, in one line."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    names = [re.sub(r"\(R\)| Processor", "", line.split(":")[1]) for line in lines if "model name" in line]
     units = " with AMX" if any("amx_bf16" in line for line in lines) else ""
-    processor = f"{os.cpu_count()} cores {names[0] if names else ''}".strip() + units
+    processor = f"{os.cpu_count()} cores {names[0].strip() if names else ''}".strip() + units
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor
     packages = ("torch", "transformers", "datasets", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)

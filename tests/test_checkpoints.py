@@ -28,7 +28,7 @@ from helpers import (
 )
 
 import train as command
-from diffusion_utils import GPU_RECIPE, Diffusion, DiffusionConfig, Training, generate, l1_loss
+from diffusion_utils import GPU_RECIPE, Diffusion, DiffusionConfig, Training, generate, l1_loss, schedule
 from more import long_training
 from more.long_training import carry_on, checkpoints, stop_button
 
@@ -656,6 +656,26 @@ def test_the_options_are_the_recipe():
         n: type(v) for n, v in GPU_RECIPE.items()
     }
     assert options.checkpoint_every == 1000 and options.batch_size == 64
+
+
+def test_v_is_an_option(monkeypatch, tmp_path):
+    """The loss is the squared error of v, which a network that answers 0 makes as large as v itself."""
+    given = ["train.py", "--output", str(tmp_path / "new"), *SMALL, "--predicts", "v", "--epochs", "1"]
+    monkeypatch.setattr(sys, "argv", given)
+    command.main()
+    diffusion = Diffusion.from_pretrained(tmp_path / "new")
+    assert diffusion.config.predicts == "v"
+    images, sent = torch.rand(8, 3, 16, 16), []
+    diffusion.eval().combine.register_forward_pre_hook(lambda module, inputs: sent.append(inputs))
+    torch.manual_seed(5)
+    loss = command.v_loss(diffusion, images)
+    torch.manual_seed(5)
+    image = diffusion.norm(images)
+    noise, time = torch.randn_like(image), torch.rand(8, 1, 1, 1)
+    noise_rate, signal_rate = schedule(time)
+    v = diffusion.unet(diffusion.combine(signal_rate * image + noise_rate * noise, noise_rate**2))
+    torch.testing.assert_close(loss, (v - (signal_rate * noise - noise_rate * image)).square().mean())
+    assert all(torch.allclose(one, two) for one, two in zip(*sent))
 
 
 @pytest.mark.parametrize("kind", ["file", "photos", "model"])

@@ -86,13 +86,12 @@ def in_words(title, rows):
     if title == "Sampling":
         (row,) = [row for row in rows if row["steps"] == 20]
         kinds = "graph kept", "exact", "fast"
-        memory = [f"{row[kind + ', MB']:,.0f} MB" for kind in kinds]
-        seconds = [f"{row[kind + ', s']} s" for kind in kinds]
-        return f"20 steps: {', '.join(memory + seconds)}"
+        seconds = ", ".join(str(row[f"{kind}, s"]) for kind in kinds)
+        memory = ", ".join(f"{row[f'{kind}, MB']:,.0f}" for kind in kinds)
+        return f"20 steps: {seconds} s, {memory} MB"
     if title == "The page":
-        faces = [f"20 steps of one face {row['20 steps, s']} s with {row['model']}" for row in rows]
-        start = f"first face after {first['first face, s']} s and {first['download, MB']} MB"
-        return f"{', '.join(faces)}, in one thread; {start}"
+        faces = " and ".join(f"{row['20 steps, s']} s with {row['model']}" for row in rows)
+        return f"20 steps: {faces}; the first face after {first['first face, s']} s and {first['download, MB']} MB"
     if title == "Data":
         part = "of the array's size"
         return f"{first['seconds']} and {last['seconds']} s, {first[part]} and {last[part]} times the array's size"
