@@ -10,6 +10,7 @@ processes. `--batch-size` is that of all processes together.
 import argparse
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,6 +69,9 @@ parser.add_argument(
     help="what the network is asked for: noise, L1, or v, squared",
 )
 parser.add_argument(
+    "--late", type=float, default=1.0, help="with v: above 1, much noise comes more often (default: 1)"
+)
+parser.add_argument(
     "--start-from",
     help="a trained model, folder or name on the hub; it brings size, widths, depth and what it predicts",
 )
@@ -78,14 +82,15 @@ for name, default in GPU_RECIPE.items():
     parser.add_argument("--" + name.replace("_", "-"), help=f"of the recipe (default: {default})", **kind)
 
 
-def v_loss(diffusion, images):
+def v_loss(diffusion, images, late=1.0):
     """The mean squared error of v for a batch (N, 3, S, S): that of the noise, over signal_rate².
 
     Large things, such as hair and hats, are decided where there is much noise, and weigh more in it
-    than in `l1_loss` of the noise. Salimans & Ho 2022, section 4.
+    than in `l1_loss` of the noise. The larger a picture is, the more noise hides them: with `late`
+    above 1 such times come more often. Salimans & Ho 2022, section 4; Hoogeboom et al. 2023.
     """
     image = diffusion.norm(images)
-    noise, time = torch.randn_like(image), torch.rand(len(image), 1, 1, 1, device=image.device)
+    noise, time = torch.randn_like(image), 1 - torch.rand(len(image), 1, 1, 1, device=image.device) ** late
     predicted_noise = diffusion.answer(mix(image, noise, time), time)
     return ((predicted_noise - noise) / schedule(time)[1]).square().mean()
 
@@ -153,7 +158,7 @@ def main():
     )
     compiled = torch.cuda.is_available() and compiles(_device())
     accelerator = _accelerator(dynamo_backend="inductor" if compiled else "no")
-    loss = v_loss if diffusion.config.predicts == "v" else l1_loss
+    loss = partial(v_loss, late=options.late) if diffusion.config.predicts == "v" else l1_loss
     loader = get_loader(data, options.batch_size)
     training = Training(diffusion, loader, loss=loss, accelerator=accelerator, **recipe)
     for _ in carry_on(training, options.output / "checkpoints", options.checkpoint_every):

@@ -668,10 +668,10 @@ def test_v_is_an_option(monkeypatch, tmp_path):
     images, sent = torch.rand(8, 3, 16, 16), []
     diffusion.eval().combine.register_forward_pre_hook(lambda module, inputs: sent.append(inputs))
     torch.manual_seed(5)
-    loss = command.v_loss(diffusion, images)
+    loss = command.v_loss(diffusion, images, late=2)
     torch.manual_seed(5)
     image = diffusion.norm(images)
-    noise, time = torch.randn_like(image), torch.rand(8, 1, 1, 1)
+    noise, time = torch.randn_like(image), 1 - torch.rand(8, 1, 1, 1) ** 2
     noise_rate, signal_rate = schedule(time)
     v = diffusion.unet(diffusion.combine(signal_rate * image + noise_rate * noise, noise_rate**2))
     torch.testing.assert_close(loss, (v - (signal_rate * noise - noise_rate * image)).square().mean())
