@@ -17,7 +17,7 @@ from pathlib import Path
 import export_onnx
 import nbformat
 from address import course as settings
-from lessons import LESSONS, ROOT
+from lessons import HELP, LESSONS, NOTEBOOKS, ROOT
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
@@ -120,7 +120,7 @@ def documents(folder):
     shutil.copytree(WEB / "lessons", folder / "assets")
     shutil.copy(WEB / "icon.svg", folder / "assets")
     (folder / "notebooks").mkdir()
-    for path in LESSONS:
+    for path in NOTEBOOKS:
         nbformat.write(plain(nbformat.read(path, as_version=4)), folder / "notebooks" / path.name)
     katex, target = PACKAGES / "katex" / "dist", folder / "assets" / "katex"
     (target / "fonts").mkdir(parents=True)
@@ -137,7 +137,7 @@ def navigation():
         nav.append(
             {part: [f"notebooks/{path.name}" for path in LESSONS if first <= int(path.stem[:2]) < end]}
         )
-    return nav
+    return [*nav, {"Help": [f"notebooks/{HELP.name}"]}]
 
 
 def course(site):
