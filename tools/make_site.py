@@ -106,8 +106,11 @@ def described(page):
 
 
 def linked(page):
-    """Let links to lessons lead to their pages, and those to other files to the public repository."""
+    """Let links to lessons, and to parts of them, lead to their pages, and those to other files to the public repository."""
     page = re.sub(r'href="(?!https?:)([^"#]*)\.ipynb(#[^"]*)?"', r'href="\1.html\2"', page)
+    # Where a link leads to a heading, JupyterLab keeps the heading's capitals, and these pages do not.
+    places = r'(?<=href=")([^":#]*)#([^"]*)(?=")'
+    page = re.sub(places, lambda place: f"{place[1]}#{place[2].lower()}", page)
     files = f"https://github.com/{settings()['repository']}/tree/{settings()['version']}/"
     known = r"https?:|#|\.?/|mailto:|[^\"]*\.(?:html|css|js|png|svg|woff2)"
     return re.sub(rf'href="(?!{known})(?:\.\./)?([^"]+)"', rf'href="{files}\1"', page)
