@@ -453,7 +453,8 @@ def train(diffusion, loader, epochs=2000, **options):
 
     `options` are those of `Training`: loss, accelerator, and the numbers of GPU_RECIPE. Returns
     the history, see `Training`, and raises what `Training` raises. For checkpoints, a stop
-    button, 16 bits: loop over `carry_on(Training(...), folder)` of lesson 10.
+    button, 16 bits: loop over `carry_on(Training(...), folder)` of lesson 10. When the loss stands
+    still, becomes NaN, or nothing but mist is drawn: notebooks/it_does_not_work.ipynb.
     """
     training = Training(diffusion, loader, epochs=epochs, **options)
     for step in (bar := tqdm(training, unit=" steps", mininterval=1)):
@@ -552,7 +553,7 @@ def generate(diffusion, n=5, steps=20, seed=None, *, noise=None, on_step=None, e
             if on_step is not None:
                 on_step(step, denormalize(network, noisy), denormalize(network, image))
     drawn = denormalize(network, image).contiguous()
-    _check((image + drawn).isfinite().all(), "diffusion: it answers with numbers that are not finite")
+    _check((image + drawn).isfinite().all(), "diffusion: answers are not finite; see it_does_not_work.ipynb")
     return drawn
 
 

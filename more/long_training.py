@@ -31,7 +31,8 @@ from tqdm.auto import tqdm
 
 from diffusion_utils import _check, _reason, _whole_number
 
-MARK = "checkpoint.json"  # what it is, and of which step; written first, and removed last
+# What says that a folder is a checkpoint, and of which step (written first, and removed last); and where to find help.
+MARK, HELP = "checkpoint.json", "notebooks/it_does_not_work.ipynb"
 FILES = "config.json", "model.safetensors", "training.pt", MARK  # all that a checkpoint holds
 
 
@@ -211,9 +212,9 @@ def fetch_losses(training):
     for i in range(seen, len(losses)):
         losses[i] = float(losses[i])
         where = f"the loss is {losses[i]} at step {i + 1}, with a learning rate of {rates[i]:.2g}"
-        _check(np.isfinite(losses[i]), f"{where}; try a lower lr", FloatingPointError)
+        _check(np.isfinite(losses[i]), f"{where}; try a lower lr, see {HELP}", FloatingPointError)
     finite = all(weights.isfinite().all() for weights in training.diffusion.parameters())
-    _check(finite, f"weights are not finite after step {len(losses)}; try a lower lr", FloatingPointError)
+    _check(finite, f"weights are not finite after step {len(losses)}; see {HELP}", FloatingPointError)
     return float(np.mean(losses[-50:]))
 
 
@@ -250,7 +251,7 @@ def enough_memory(batch_size):
     except RuntimeError as error:  # Apple's GPU has no error class of its own for this
         if "out of memory" not in str(error):
             raise
-        less = f"try batch_size={batch_size // 2} in get_loader"
+        less = f"try batch_size={batch_size // 2} in get_loader, or see {HELP}"
         raise RuntimeError(f"batch_size={batch_size} needs more memory than the GPU has; {less}") from error
 
 

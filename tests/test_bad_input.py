@@ -312,7 +312,7 @@ SENTENCES = {
     "noise without N": (lambda t: draw(torch.randn(3, 8, 8)), ValueError, r"noise: .* not Tensor torch.float32, \(3, 8, 8\)"),
     "noise that is a list": (lambda t: draw([0.5]), ValueError, "noise: .* is needed, not list$"),
     "noise with a NaN": (lambda t: draw(torch.full((1, 3, 8, 8), np.nan)), ValueError, "noise: it holds numbers that are not finite"),
-    "weights that are NaN": (lambda t: generate(broken()), ValueError, "diffusion: it answers with numbers that are not finite"),
+    "weights that are NaN": (lambda t: generate(broken()), ValueError, "diffusion: answers are not finite; see it_does_not_work.ipynb"),
     # a network that cannot be
     "an odd first width": (lambda t: DiffusionConfig(8, (7, 14), 1), ValueError, "widths: the first must be even, .* not 7"),
     "a width of 0": (lambda t: DiffusionConfig(8, (0, 8), 1), ValueError, "widths must be 1 or more, not 0"),

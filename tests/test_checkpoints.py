@@ -396,7 +396,9 @@ def test_a_loss_that_is_not_finite(tmp_path, step, every):
 def test_a_loss_that_is_not_finite_is_seen_soon(tmp_path):
     """Within 100 steps, also where checkpoints are rare."""
     training = Training(tiny(), loader(), epochs=1000, loss=at_step(8, lambda loss: loss * math.inf))
-    with pytest.raises(FloatingPointError, match="loss is inf at step 8"):
+    with pytest.raises(
+        FloatingPointError, match="loss is inf at step 8.*see notebooks/it_does_not_work.ipynb"
+    ):
         for _ in carry_on(training, tmp_path, every=4000):
             pass
     assert training.step <= 100 and not names(tmp_path)
@@ -405,7 +407,9 @@ def test_a_loss_that_is_not_finite_is_seen_soon(tmp_path):
 def test_weights_that_are_not_finite_are_not_kept(tmp_path, uninterrupted):
     """The loss of this step is fine, its gradient is not; with the next step all is lost."""
     poisoned = at_step(8, lambda loss: loss + (loss - loss.detach()).abs().sqrt())
-    with pytest.raises(FloatingPointError, match="weights are not finite after step 8"):
+    with pytest.raises(
+        FloatingPointError, match="weights are not finite after step 8; see notebooks/it_does_not_work.ipynb"
+    ):
         go_on(tmp_path, loss=poisoned)
     assert names(tmp_path) == ["step-00000004"]
     assert same(go_on(tmp_path)[0], uninterrupted[0])
@@ -462,7 +466,7 @@ def test_out_of_memory(tmp_path, kind, gpu):
     def loss(*arguments):
         raise kind(f"{gpu} out of memory. Tried to allocate …")
 
-    sentence = "batch_size=8 needs more memory than the GPU has; try batch_size=4"
+    sentence = "batch_size=8 needs more memory than the GPU has; try batch_size=4 .*see notebooks/it_does_not_work.ipynb"
     with pytest.raises(RuntimeError, match=sentence) as error:
         go_on(tmp_path, loss=loss)
     assert type(error.value.__cause__) is kind

@@ -13,7 +13,7 @@ import address
 import colab
 import nbformat
 import pytest
-from lessons import LESSONS, ROOT
+from lessons import LESSONS, NOTEBOOKS, ROOT
 from nbclient import NotebookClient
 from sync import FIRST_CELL
 
@@ -155,7 +155,7 @@ def test_one_address_everywhere():
     repository, version = settings["repository"], settings["version"]
     assert f"https://github.com/{repository}" in FIRST_CELL and f"--branch={version}" in FIRST_CELL
     colab_site = "https://colab.research.google.com"
-    for path in LESSONS:
+    for path in NOTEBOOKS:
         top = nbformat.read(path, as_version=4).cells[0].source
         place = f"{colab_site}/github/{repository}/blob/{version}/notebooks/{path.name}"
         assert f"[![Open in Colab]({colab_site}/assets/colab-badge.svg)]({place})" in top

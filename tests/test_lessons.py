@@ -1,4 +1,4 @@
-"""All lessons: as files, and against the modules.
+"""All lessons, and the page of help: as files, and against the modules.
 
 nbval runs each lesson as a reader would, and after_lesson.py then moves its sliders and solves its
 exercises; the tests here look at what neither can see.
@@ -14,11 +14,12 @@ import make_images
 import nbformat
 import pytest
 import sync
-from lessons import CORE, LESSONS, MODULES, ROOT, cells
+from lessons import CORE, HELP, LESSONS, MODULES, NOTEBOOKS, ROOT, cells
 from PIL import Image, ImageChops
 
 NAMES = [path.stem for path in LESSONS]
 lesson = pytest.mark.parametrize("path", LESSONS, ids=NAMES)
+notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 module = pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
 
 
@@ -36,8 +37,8 @@ def test_the_lessons_are_there():
 
 
 def test_the_modules_are_found():
-    """All lessons begin with the same cell; after it the imports work from both folders."""
-    assert {cells(path, "code")[0].source for path in LESSONS} == {sync.FIRST_CELL}, "run make sync"
+    """All notebooks begin with the same cell; after it the imports work from both folders."""
+    assert {cells(path, "code")[0].source for path in NOTEBOOKS} == {sync.FIRST_CELL}, "run make sync"
     names = [path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in MODULES]
     look = "from importlib.util import find_spec\nprint(*(find_spec(n).origin for n in {}), sep='\\n')"
     program = f"{sync.FIRST_CELL}\n{look.format(names)}"
@@ -50,19 +51,19 @@ def test_the_modules_are_found():
 # As files -------------------------------------------------------------------------------
 
 
-@lesson
+@notebook
 def test_valid_and_small(path):
     nbformat.validate(nbformat.read(path, as_version=4))
     assert path.stat().st_size < 1.5e6
 
 
-@lesson
+@notebook
 def test_executed_from_top_to_bottom(path):
     counts = [cell.execution_count for cell in cells(path, "code")]
     assert counts == list(range(1, len(counts) + 1))
 
 
-@lesson
+@notebook
 def test_outputs(path):
     for cell in cells(path, "code"):
         for output in cell.outputs:
@@ -73,7 +74,7 @@ def test_outputs(path):
             assert len(output.get("text", "").splitlines()) < 60
 
 
-@lesson
+@notebook
 def test_short_cells(path):
     lengths = [sum(bool(line.strip()) for line in lines) for lines in code_lines(path)]
     assert max(lengths) <= 30
@@ -87,7 +88,7 @@ def test_short_lessons():
     assert len(prose(LESSONS[4]).split()) <= 1800
 
 
-@lesson
+@notebook
 def test_widgets_can_be_shown(path):
     widgets = nbformat.read(path, as_version=4).metadata.get("widgets")
     if widgets is not None:  # GitHub shows no notebook at all when this key is missing
@@ -107,12 +108,22 @@ def test_shape_of_a_lesson(path):
     assert text.count("<summary>Solution</summary>") == exercises >= (1 if path.stem.startswith("00") else 3)
 
 
+def anchors(path):
+    """What a link can lead to in a notebook: its headings, as JupyterLab and GitHub name them."""
+    return {heading.replace(" ", "-") for heading in re.findall(r"(?m)^#+ (.+)$", prose(path))}
+
+
+@notebook
+def test_links_lead_somewhere(path):
+    for target, place in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", prose(path)):
+        target = path.parent / target if target else path
+        assert target.exists(), target
+        assert not place or place in anchors(target), place
+
+
 @lesson
 def test_links_between_lessons(path):
-    text = prose(path)
-    for target in re.findall(r"\]\((?!https:)([^)#]+\.ipynb)\)", text):
-        assert (path.parent / target).exists(), target
-    order = NAMES.index(path.stem)
+    text, order = prose(path), NAMES.index(path.stem)
     for neighbour in NAMES[max(0, order - 1) : order] + NAMES[order + 1 : order + 2]:
         assert f"({neighbour}.ipynb)" in text, neighbour
 
@@ -122,6 +133,70 @@ def test_picture_in_the_readme(path):
     picture = Image.open(ROOT / "images" / f"{path.stem}.png").convert("RGB")
     assert ImageChops.difference(picture, make_images.cover(path)).getbbox() is None, "run make images"
     assert f"images/{path.stem}.png" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+# The page of help -----------------------------------------------------------------------
+
+
+def sections():
+    """The sections of the page of help below its table: {heading: cells}."""
+    found, heading = {}, None
+    for cell in nbformat.read(HELP, as_version=4).cells:
+        for part in re.split(r"(?m)^(?=## )", cell.source) if cell.cell_type == "markdown" else [cell]:
+            if isinstance(part, str) and part.startswith("## "):
+                heading = part.splitlines()[0][3:]
+            found.setdefault(heading, []).append(part)
+    return found
+
+
+def test_help_makes_each_fault_and_mends_it():
+    """Each line of the table leads to a section that says why, says what to do, and proves it."""
+    top = cells(HELP, "markdown")[0].source
+    links = re.findall(r"(?m)^\|.*\| \[(.+)\]\(#(.+)\) \|$", top)
+    assert len(links) >= 10 and [heading for heading, _ in links] == [
+        heading for heading in sections() if heading and not heading.startswith(("Network", "Still"))
+    ]
+    for heading, parts in sections().items():
+        if heading in dict(links):
+            text = "\n".join(part for part in parts if isinstance(part, str))
+            code = "\n".join(part.source for part in parts if not isinstance(part, str))
+            assert "**Why" in text and "**What to do" in text and "assert " in code, heading
+
+
+def test_help_shows_its_faults_at_the_top():
+    top, faults = cells(HELP, "markdown")[0].source, make_images.faults()
+    assert len(faults) >= 6
+    assert set(re.findall(r"\((../images/fault_.*?)\)", top)) == {f"../images/{name}" for name in faults}
+    for name, picture in faults.items():
+        saved = Image.open(ROOT / "images" / name).convert("RGB")
+        assert ImageChops.difference(saved, picture).getbbox() is None, "run make images"
+
+
+@pytest.mark.parametrize("name", ["README.md", *[f"notebooks/{NAMES[i]}.ipynb" for i in (0, 4, 5, 9)]])
+def test_help_is_found(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert "it_does_not_work.ipynb" in (text[:5000] if name == "README.md" else text)
+
+
+# Pictures of one's own ------------------------------------------------------------------
+
+
+def test_lesson_04_with_other_pictures(tmp_path, monkeypatch):
+    """A folder of forty, no test set: lesson 04 gets to its end, and takes as many steps as with the faces."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(40):
+        Image.new("RGB", (16, 16), (6 * number, 255 - 6 * number, 90)).save(pictures / f"{number}.png")
+    code = "\n".join(cell.source for cell in cells(LESSONS[4], "code")[1:])
+    assert code.count("source = TOY_FACES") == 1
+    short = "CPU_RECIPE, CPU_SHAPE = CPU_RECIPE | dict(epochs=1), dict(image_size=16, widths=(8, 16), block_depth=1)"
+    code = code.replace("cuda = torch.cuda.is_available()", f"cuda = False\n{short}")
+    code = code.replace("source = TOY_FACES", f"source = {str(pictures)!r}")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, "lesson 04", "exec"), names)
+    assert len(names["loader"]) == 1 and names["recipe"]["epochs"] == 75
+    assert (tmp_path / "my_model" / "model.safetensors").exists()
 
 
 # Against the modules --------------------------------------------------------------------
@@ -171,7 +246,7 @@ def test_later_modules_have_later_lessons_of_their_own():
 
 def test_no_training_is_written_again():
     """Lesson 04 builds the training; all others use its loop, with losses of their own."""
-    for path in LESSONS:
+    for path in NOTEBOOKS:
         if path != LESSONS[4]:
             text = "\n".join(cell.source for cell in cells(path, "code"))
             assert "optimizer.step(" not in text and ".zero_grad(" not in text, path.stem

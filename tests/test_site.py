@@ -5,7 +5,7 @@ import re
 
 import make_site
 import pytest
-from lessons import LESSONS
+from lessons import HELP, LESSONS
 
 NAMES = [path.stem for path in LESSONS]
 pytestmark = pytest.mark.skipif(not make_site.PACKAGES.exists(), reason="no make site yet")
@@ -28,8 +28,9 @@ def pages(site):
 
 
 def test_pages(site, pages):
-    assert sorted(path.stem for path in (site / "notebooks").glob("*.html")) == NAMES
-    assert all(f'href="notebooks/{name}.html"' in pages[site / "index.html"] for name in NAMES)
+    names = [*NAMES, HELP.stem]
+    assert sorted(path.stem for path in (site / "notebooks").glob("*.html")) == names
+    assert all(f'href="notebooks/{name}.html"' in pages[site / "index.html"] for name in names)
 
 
 def test_ways_through_the_lessons(site, pages):
@@ -44,7 +45,7 @@ def test_ways_through_the_lessons(site, pages):
 def test_search(site):
     found = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
     assert {entry["location"].split("#")[0] for entry in found} >= {
-        f"notebooks/{name}.html" for name in NAMES
+        f"notebooks/{name}.html" for name in [*NAMES, HELP.stem]
     }
 
 
@@ -58,6 +59,14 @@ def test_links_lead_somewhere(site, pages):
         missing = [t for t in ours if not (page.parent / t).exists()]
         assert not missing, (page.name, missing)
         assert not [t for t in local if t.endswith(".ipynb")]
+
+
+def test_links_lead_to_places(pages):
+    """A link to a part of a page finds it there."""
+    for page, html in pages.items():
+        for target, place in re.findall(r'href="([^":#]*)#([^"]+)"', html):
+            there = pages.get((page.parent / target).resolve() if target else page, "")
+            assert f'id="{place}"' in there or not there, (page.name, target, place)
 
 
 def test_pictures_have_a_text(pages):

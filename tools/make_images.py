@@ -2,7 +2,8 @@
 
     python tools/make_images.py
 
-Each lesson's own picture is what its cell with the tag "cover" shows: run `make lessons` first.
+Each lesson's own picture is what its cell with the tag "cover" shows, and the small ones at the top of the
+page of help what its cells with tags such as "fault-noise" show: run `make lessons` first.
 """
 
 import base64
@@ -10,7 +11,7 @@ import io
 import sys
 
 import torch
-from lessons import LESSONS, ROOT, cells
+from lessons import HELP, LESSONS, ROOT, cells
 from PIL import Image
 
 IMAGES = ROOT / "images"
@@ -44,9 +45,9 @@ def picture(grid, scale):
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
-def cover(lesson):
-    """What the cell with the tag "cover" shows, one picture below the other."""
-    (cell,) = [cell for cell in cells(lesson, "code") if "cover" in cell.metadata.get("tags", [])]
+def cover(lesson, tag="cover"):
+    """What the cell with the `tag` shows, one picture below the other."""
+    (cell,) = [cell for cell in cells(lesson, "code") if tag in cell.metadata.get("tags", [])]
     shown = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
     parts = [Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB") for png in shown]
     whole = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
@@ -57,6 +58,15 @@ def cover(lesson):
     return whole
 
 
+def faults():
+    """The pictures at the top of the page of help, small, by their names in images/."""
+    tags = [tag for cell in cells(HELP, "code") for tag in cell.metadata.get("tags", [])]
+    pictures = {f"{tag.replace('-', '_')}.png": cover(HELP, tag) for tag in tags}
+    return {
+        name: whole.resize((240, round(240 * whole.height / whole.width))) for name, whole in pictures.items()
+    }
+
+
 if __name__ == "__main__":
     strip(LARGE_MODEL, rows=3, seed=10, scale=2).save(IMAGES / "noise_to_face.png", optimize=True)
     for folder, scale in ((TOY_MODEL, 3), (SHORT_MODEL, 3), (LARGE_MODEL, 2)):
@@ -64,3 +74,5 @@ if __name__ == "__main__":
         picture(forty.unflatten(0, (4, 10)), scale).save(folder / "samples.png", optimize=True)
     for lesson in LESSONS:
         cover(lesson).save(IMAGES / f"{lesson.stem}.png", optimize=True)
+    for name, small in faults().items():
+        small.save(IMAGES / name, optimize=True)

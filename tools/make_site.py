@@ -17,7 +17,7 @@ from pathlib import Path
 import export_onnx
 import nbformat
 from address import course as settings
-from lessons import LESSONS, ROOT
+from lessons import HELP, LESSONS, NOTEBOOKS, ROOT
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
@@ -106,8 +106,11 @@ def described(page):
 
 
 def linked(page):
-    """Let links to lessons lead to their pages, and those to other files to the public repository."""
+    """Let links to lessons, and to parts of them, lead to their pages, and those to other files to the public repository."""
     page = re.sub(r'href="(?!https?:)([^"#]*)\.ipynb(#[^"]*)?"', r'href="\1.html\2"', page)
+    # Where a link leads to a heading, JupyterLab keeps the heading's capitals, and these pages do not.
+    places = r'(?<=href=")([^":#]*)#([^"]*)(?=")'
+    page = re.sub(places, lambda place: f"{place[1]}#{place[2].lower()}", page)
     files = f"https://github.com/{settings()['repository']}/tree/{settings()['version']}/"
     known = r"https?:|#|\.?/|mailto:|[^\"]*\.(?:html|css|js|png|svg|woff2)"
     return re.sub(rf'href="(?!{known})(?:\.\./)?([^"]+)"', rf'href="{files}\1"', page)
@@ -120,7 +123,7 @@ def documents(folder):
     shutil.copytree(WEB / "lessons", folder / "assets")
     shutil.copy(WEB / "icon.svg", folder / "assets")
     (folder / "notebooks").mkdir()
-    for path in LESSONS:
+    for path in NOTEBOOKS:
         nbformat.write(plain(nbformat.read(path, as_version=4)), folder / "notebooks" / path.name)
     katex, target = PACKAGES / "katex" / "dist", folder / "assets" / "katex"
     (target / "fonts").mkdir(parents=True)
@@ -137,7 +140,7 @@ def navigation():
         nav.append(
             {part: [f"notebooks/{path.name}" for path in LESSONS if first <= int(path.stem[:2]) < end]}
         )
-    return nav
+    return [*nav, {"Help": [f"notebooks/{HELP.name}"]}]
 
 
 def course(site):

@@ -1,6 +1,6 @@
-"""Run lessons from top to bottom, and write what they print and plot back into the notebooks.
+"""Run notebooks from top to bottom, and write what they print and plot back into the notebooks.
 
-    python tools/run_lessons.py                all lessons
+    python tools/run_lessons.py                all lessons, and the page of help
     python tools/run_lessons.py 02 05          only those whose names begin so
 
 They run in an empty folder, so that a training starts anew and does not go on from a checkpoint.
@@ -19,7 +19,7 @@ import tempfile
 import time
 
 import nbformat
-from lessons import LESSONS, ROOT
+from lessons import NOTEBOOKS, ROOT
 from nbclient import NotebookClient
 
 os.environ["PYTHONPATH"] = str(ROOT)  # for the kernels
@@ -93,6 +93,6 @@ def run(path):
 
 
 if __name__ == "__main__":
-    for path in LESSONS:
+    for path in NOTEBOOKS:
         if not sys.argv[1:] or path.name.startswith(tuple(sys.argv[1:])):
             print(f"{path.name}: {run(path):.0f} s", flush=True)

@@ -5,7 +5,7 @@
 
 A definition goes, without docstrings, into the lesson that its docstring names ("Lesson 05"). A cell there
 says where: a function or class of the same name stands in it, with any body. The first code cell of all
-lessons is tools/first_cell.py.
+notebooks is tools/first_cell.py.
 """
 
 import ast
@@ -13,7 +13,7 @@ import re
 import sys
 
 import nbformat
-from lessons import LESSONS, MODULES, ROOT
+from lessons import MODULES, NOTEBOOKS, ROOT
 
 KINDS = ast.FunctionDef, ast.ClassDef
 FIRST_CELL = (ROOT / "tools" / "first_cell.py").read_text(encoding="utf-8").strip()
@@ -69,7 +69,7 @@ def synced(source, texts):
 def main(check=False):
     """Write the cells, or with `check` leave them; return the lessons with cells that differ."""
     differ, texts = [], taught()
-    for path in LESSONS:
+    for path in NOTEBOOKS:
         notebook = nbformat.read(path, as_version=4)
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         old = [cell.source for cell in code]
