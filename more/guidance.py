@@ -142,10 +142,8 @@ class ToldUNet(UNet):
         for layer in self.middle:
             x = layer(x, told)
         for layer in self.up:
-            if isinstance(layer, Residual):
-                x = layer(torch.cat((x, skips.pop()), dim=1), told)
-            else:
-                x = layer(x)
+            x = torch.cat((x, skips.pop()), dim=1) if isinstance(layer, Residual) else x
+            x = layer(x, told) if isinstance(layer, Residual) else layer(x)
         return self.out(x)
 
 
@@ -205,11 +203,7 @@ class Asked(nn.Module):
     def __init__(self, diffusion, said):
         super().__init__()
         self.diffusion, self.config, self.norm = diffusion, diffusion.config, diffusion.norm
-        self.register_buffer("said", said.to(diffusion.device))
-
-    @property
-    def device(self):
-        return self.diffusion.device
+        self.device, self.said = diffusion.device, said.to(diffusion.device)
 
     def answer(self, noisy, time):
         return self.diffusion.answer(noisy, time, self.said)
@@ -229,11 +223,7 @@ class Guided(nn.Module):
         number = isinstance(strength, (int, float)) and math.isfinite(strength)
         _check(number, f"strength must be a number such as 2, not {strength!r}")
         self.asked, self.free, self.strength, self.between = asked, free, strength, between
-        self.config, self.norm = asked.config, asked.norm
-
-    @property
-    def device(self):
-        return self.asked.device
+        self.config, self.norm, self.device = asked.config, asked.norm, asked.device
 
     def answer(self, noisy, time):
         asked, (low, high) = self.asked.answer(noisy, time), self.between
@@ -254,8 +244,8 @@ def caption(said, dice, vague=0.0):
     told, loose = dict.fromkeys(NAMES, ""), dice.random() < vague
     for name, calls in [ANSWERS[number - 1] for number in said.tolist() if number]:
         told[name] = VAGUE[calls[0]] if loose and calls[0] in VAGUE else dice.choice(calls)
-    color, style, things, worn = told["hair_color"], told["hair_style"], [], []
-    things += [f"{told['skin_tone']} skin"] if told["skin_tone"] else []
+    color, style, worn = told["hair_color"], told["hair_style"], []
+    things = [f"{told['skin_tone']} skin"] if told["skin_tone"] else []
     things += [told[name] for name in ("beard", "glasses", "mouth") if told[name]]
     if style == "bald":
         things += ["a bald head", f"{color} brows"] if color else ["a bald head"]
@@ -273,12 +263,8 @@ def caption(said, dice, vague=0.0):
         parts = [told["smile"], *things, *worn, *background]
         dice.shuffle(parts)
         return tidy(", ".join(filter(None, parts))) or "a face"
-    groups = [("with", things), ("wearing", worn), ("on", background)]
-    groups = [
-        f"{word} {', '.join(named[:-1])} {'and' if named[1:] else ''} {named[-1]}"
-        for word, named in groups
-        if named
-    ]
+    groups = {"with": things, "wearing": worn, "on": background}
+    groups = [f"{word} {dice.choice((' and ', ', ')).join(some)}" for word, some in groups.items() if some]
     dice.shuffle(groups)
     subject = f"a {told['smile']} {dice.choice(('face', 'face', 'person', 'portrait'))}"
     return tidy(dice.choice((" ", ", ")).join([subject, *groups]))

@@ -163,7 +163,8 @@ def test_the_loss_is_that_of_the_velocity():
 
 def test_trains():
     diffusion = small()
-    pictures = torch.utils.data.TensorDataset(torch.rand(32, 3, 8, 8), torch.randint(0, 80, (32, 12)))
+    colors = torch.rand(32, 3, 1, 1).expand(-1, -1, 8, 8).contiguous()
+    pictures = torch.utils.data.TensorDataset(colors, torch.randint(1, 80, (32, 12)))
     rows = torch.utils.data.DataLoader(pictures, 8, shuffle=True)
     training = Training(diffusion, rows, loss=conditional_loss, epochs=20, lr=5e-3)
     for _ in training:
