@@ -2,7 +2,7 @@
 
 Lesson 12  attributes: told_faces, wish, Bag, ToldResidual, ToldUNet, Conditional, leave_out, conditional_loss
            guidance:   Asked, Guided
-           words:      caption, tokens, Sentence, translation_loss, ask
+           words:      caption, tidy, tokens, Sentence, translation_loss, ask
 
 What is said of a face is a row of numbers (L,), in which 0 is nothing: 12 numbers of attributes, of
 which 1 is the first entry of ANSWERS; or LENGTH numbers of words, of which 1 is the first of VOCABULARY.
