@@ -25,6 +25,14 @@ from diffusion_utils import (  # noqa: E402
     generate,
     starting_noise,
 )
+from more.guidance import WORDS_MODEL, Conditional, ask  # noqa: E402
+
+ASKED = [  # one row each on the card of the model that is asked in words
+    "a smiling face with round glasses and blue hair, yellow background",
+    "a sad person with a red cap and long white hair",
+    "a white afro, sunglasses, an open mouth, a green hoodie",
+    "a bald head and a full beard, very dark skin, light blue background",
+]
 
 
 def strip(folder, rows, seed, scale):
@@ -72,6 +80,9 @@ if __name__ == "__main__":
     for folder, scale in ((TOY_MODEL, 3), (SHORT_MODEL, 3), (LARGE_MODEL, 2)):
         forty = generate(Diffusion.from_pretrained(folder), n=40, seed=1, exact=True)
         picture(forty.unflatten(0, (4, 10)), scale).save(folder / "samples.png", optimize=True)
+    diffusion = Conditional.from_pretrained(WORDS_MODEL)
+    rows = [ask(diffusion, sentence, n=10, seed=1, exact=True) for sentence in ASKED]
+    picture(torch.stack(rows), 3).save(WORDS_MODEL / "samples.png", optimize=True)
     for lesson in LESSONS:
         cover(lesson).save(IMAGES / f"{lesson.stem}.png", optimize=True)
     for name, small in faults().items():
