@@ -1,9 +1,9 @@
 """What a network may be asked for, and how few steps it then needs, in the order of lesson 13.
 
-Lesson 13  targets:    targets, noise_and_image, Asked, target_loss, line_time
+Lesson 13  targets:    targets, noise_and_image, Answering, target_loss, line_time
            few steps:  half_steps, distillation_loss, distill
 
-    diffusion = Asked(DiffusionConfig(**CPU_SHAPE, target="flow"))
+    diffusion = Answering(DiffusionConfig(**CPU_SHAPE, target="flow"))
     for step in Training(diffusion, loader, loss=target_loss, **CPU_RECIPE):
         ...
 
@@ -47,7 +47,7 @@ def noise_and_image(target, answer, noisy, time):
     return (noisy + signal_rate * answer) / both, (noisy - noise_rate * answer) / both
 
 
-class Asked(Diffusion):
+class Answering(Diffusion):
     """The diffusion model whose network is asked for `config.target`, one of the four. Lesson 13.
 
     `network(noisy, time)` is the network's own answer; `answer` makes noise of it, so that all that draws with

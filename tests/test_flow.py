@@ -9,7 +9,7 @@ from helpers import loader, tiny
 from diffusion_utils import Diffusion, DiffusionConfig, Training, ddim, generate, mix, predict, schedule
 from more.flow import (
     FEW_STEPS,
-    Asked,
+    Answering,
     distill,
     distillation_loss,
     half_steps,
@@ -26,7 +26,7 @@ SMALL = {"image_size": 8, "widths": (8, 16), "block_depth": 1}
 
 def asked(target):
     torch.manual_seed(0)
-    return Asked(DiffusionConfig(**SMALL, target=target))
+    return Answering(DiffusionConfig(**SMALL, target=target))
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_asked_draws_and_is_saved(tmp_path, target):
     expected = noise_and_image(target, answer, noisy, time)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     diffusion.save_pretrained(tmp_path)
-    again = Asked.from_pretrained(tmp_path)
+    again = Answering.from_pretrained(tmp_path)
     assert again.config.target == target
     assert torch.equal(generate(again, n=2, steps=2, seed=0), generate(diffusion, n=2, steps=2, seed=0))
 
@@ -104,7 +104,7 @@ def test_the_loss_of_an_answer_of_0(target, power):
 @pytest.mark.parametrize("target", TARGETS)
 def test_all_questions_can_be_learned(target):
     diffusion = asked(target)
-    training = Training(diffusion, loader(), loss=target_loss, epochs=30, lr=5e-3)
+    training = Training(diffusion, loader(), loss=target_loss, epochs=12, lr=1e-2)
     losses = [training.history["loss"][-1] for _ in training]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
@@ -175,10 +175,10 @@ def test_the_loss_asks_at_the_students_times_only(steps):
 
 def test_distill():
     teacher = tiny(predicts="v")
-    for _ in Training(teacher, loader(), epochs=60, lr=5e-3):
+    for _ in Training(teacher, loader(), epochs=25, lr=1e-2):
         pass
     weights = {name: value.clone() for name, value in teacher.state_dict().items()}
-    students = dict(distill(teacher, loader(), (2, 1), epochs=60, lr=2e-3))
+    students = dict(distill(teacher, loader(), (2, 1), epochs=40, lr=5e-3))
     assert list(students) == [2, 1] and not students[1].training
     for name, value in teacher.state_dict().items():
         assert torch.equal(value, weights[name]), name  # left as it was
