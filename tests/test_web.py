@@ -19,6 +19,7 @@ from helpers import BROWSER, BROWSER_OPTIONS
 from PIL import Image
 
 from diffusion_utils import LARGE_MODEL, TOY_MODEL, Diffusion, ddim, generate
+from more.flow import FEW_STEPS
 from more.samplers import dpm_solver
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -50,7 +51,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def address(tmp_path_factory):
     """A plain static server with the page in a subfolder, as on GitHub Pages."""
     folder = tmp_path_factory.mktemp("server")
-    make_site.live_page(folder / "course", [TOY_MODEL, LARGE_MODEL, *WORDS])
+    make_site.live_page(folder / "course", [TOY_MODEL, LARGE_MODEL, FEW_STEPS[1], *WORDS])
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
     )
@@ -101,7 +102,13 @@ def follow(page, settings):
 
 @needs_a_browser
 @pytest.mark.parametrize(
-    "folder, steps, sampler", [(TOY_MODEL, 20, "ddim"), (TOY_MODEL, 6, "dpm"), (LARGE_MODEL, 4, "ddim")]
+    "folder, steps, sampler",
+    [
+        (TOY_MODEL, 20, "ddim"),
+        (TOY_MODEL, 6, "dpm"),
+        (LARGE_MODEL, 4, "ddim"),
+        (FEW_STEPS[1], 1, "ddim"),
+    ],
 )
 def test_the_same_face_as_in_pytorch(page, folder, steps, sampler):
     """Within 2/255 on average: weights in 16 bits, and sums in another order."""
@@ -169,6 +176,16 @@ def test_sliders_by_keyboard(page, address):
     page.focus("#new-face")
     page.keyboard.press("Enter")
     page.wait_for_function(f"document.getElementById('seed').value !== '8' && {DRAWN}")
+
+
+@needs_a_browser
+def test_a_network_brings_its_number_of_steps(page):
+    follow(page, f"model={TOY_MODEL.name}&steps=7&sampler=ddim&seed=7")
+    for folder, steps in ((FEW_STEPS[1], "1"), (TOY_MODEL, "20")):
+        page.evaluate(f"{STATUS} = ''")
+        page.select_option("#model", folder.name)
+        page.wait_for_function(DRAWN)
+        assert value(page, "steps") == steps and f"steps={steps}" in page.url
 
 
 @needs_a_browser

@@ -252,6 +252,7 @@ async function start() {
   at("model").replaceChildren(...models.map(({ name, title }) => new Option(title, name)));
   at("model").disabled = false;
   if (await hasGraphicsCard()) at("kind-field").hidden = false;
+  at("model").addEventListener("input", () => (at("steps").value = model().steps)); // what it was made for
   for (const id of [...SLIDERS, ...CHOICES]) at(id).addEventListener("input", () => update([id]));
   at("words").addEventListener("change", () => update(["words"]));
   for (const example of at("examples").children) {
