@@ -25,6 +25,7 @@ from diffusion_utils import (  # noqa: E402
     generate,
     starting_noise,
 )
+from more.flow import FEW_STEPS  # noqa: E402
 from more.guidance import WORDS_MODEL, Conditional, ask  # noqa: E402
 
 ASKED = [  # one row each on the card of the model that is asked in words
@@ -80,6 +81,9 @@ if __name__ == "__main__":
     for folder, scale in ((TOY_MODEL, 3), (SHORT_MODEL, 3), (LARGE_MODEL, 2)):
         forty = generate(Diffusion.from_pretrained(folder), n=40, seed=1, exact=True)
         picture(forty.unflatten(0, (4, 10)), scale).save(folder / "samples.png", optimize=True)
+    for steps, folder in FEW_STEPS.items():
+        forty = generate(Diffusion.from_pretrained(folder), n=40, steps=steps, seed=1, exact=True)
+        picture(forty.unflatten(0, (4, 10)), 3).save(folder / "samples.png", optimize=True)
     diffusion = Conditional.from_pretrained(WORDS_MODEL)
     rows = [ask(diffusion, sentence, n=10, seed=1, exact=True) for sentence in ASKED]
     picture(torch.stack(rows), 3).save(WORDS_MODEL / "samples.png", optimize=True)
