@@ -541,8 +541,7 @@ def generate(diffusion, n=5, steps=20, seed=None, *, noise=None, on_step=None, e
     _check(len(times) > 1, f"steps: two times make a step, {times} has fewer")
     _check(callable(sampler), f"sampler: {sampler!r} is no step such as ddim, see more.samplers", TypeError)
     layout = torch.preserve_format if exact else _layout(diffusion)
-    network = copy.deepcopy(diffusion).float().to(memory_format=layout)
-    network.eval()  # BatchNorm: use what it has learned, do not learn
+    network = copy.deepcopy(diffusion).float().to(memory_format=layout).eval()  # BatchNorm shall not learn
     noise = starting_noise(network, n, seed) if noise is None else noise
     _check_images("noise", noise, network.config)
     _check(noise.isfinite().all(), "noise: it holds numbers that are not finite")
