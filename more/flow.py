@@ -121,7 +121,7 @@ def distill(teacher, loader, steps=(8, 4, 2, 1), **recipe):
     """
     teacher = copy.deepcopy(teacher).eval()
     for count in steps:
-        student = copy.deepcopy(teacher)
+        student = copy.deepcopy(teacher).requires_grad_(True)
         for _ in Training(student, loader, loss=distillation_loss(teacher, count), **recipe):
             pass
         teacher = student.eval()
