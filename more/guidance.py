@@ -50,8 +50,7 @@ VAGUE = {
     "brimmed hat": "hat",
 }
 FRAME = "a an face person portrait with wearing and , on background hair skin head brows hat glasses clothes"
-VOCABULARY = {word for _, calls in ANSWERS for call in calls for word in call.split()}
-VOCABULARY = sorted(VOCABULARY | {*FRAME.split()})
+VOCABULARY = sorted({word for _, calls in ANSWERS for call in [FRAME, *calls] for word in call.split()})
 LENGTH = 48  # the most words and commas of a sentence
 SIZE = 96  # numbers in which a network is told what to draw
 

