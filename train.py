@@ -10,6 +10,7 @@ processes. `--batch-size` is that of all processes together.
 import argparse
 import shutil
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
@@ -173,6 +174,7 @@ def main():
         plt.gca().set(xlabel="step", ylabel="loss", ylim=(0, 1))
         plt.savefig(options.output / "loss.png")
     accelerator.wait_for_everyone()
+    time.sleep(0.1)  # for Gloo's thread to let go of that; at the very end it would wait for Python's lock
     accelerator.end_training()  # a process that just leaves may crash the others
 
 
