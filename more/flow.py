@@ -17,6 +17,7 @@ from functools import partial
 import torch
 
 from diffusion_utils import ROOT, Diffusion, Training, _check, ddim, mix, predict, schedule
+from more.samplers import velocity
 
 # Models that ship, by the steps they draw in: a teacher that predicts v, and what its students have learned.
 FEW_STEPS = {20: ROOT / "pretrained" / "toy_faces_32_v"}
@@ -28,9 +29,7 @@ def targets(noise, image, time):
 
     "noise" (Ho et al. 2020), "picture", "v" (Salimans & Ho 2022), "flow" (Liu et al. 2022, Lipman et al. 2022).
     """
-    noise_rate, signal_rate = schedule(time)
-    v = signal_rate * noise - noise_rate * image
-    return {"noise": noise, "picture": image, "v": v, "flow": noise - image}
+    return {"noise": noise, "picture": image, "v": velocity(noise, image, time), "flow": noise - image}
 
 
 def noise_and_image(target, answer, noisy, time):

@@ -78,12 +78,10 @@ def faults():
 
 if __name__ == "__main__":
     strip(LARGE_MODEL, rows=3, seed=10, scale=2).save(IMAGES / "noise_to_face.png", optimize=True)
-    for folder, scale in ((TOY_MODEL, 3), (SHORT_MODEL, 3), (LARGE_MODEL, 2)):
-        forty = generate(Diffusion.from_pretrained(folder), n=40, seed=1, exact=True)
-        picture(forty.unflatten(0, (4, 10)), scale).save(folder / "samples.png", optimize=True)
-    for steps, folder in FEW_STEPS.items():
+    sheets = [(TOY_MODEL, 20, 3), (SHORT_MODEL, 20, 3), (LARGE_MODEL, 20, 2)]
+    for folder, steps, scale in [*sheets, *((folder, steps, 3) for steps, folder in FEW_STEPS.items())]:
         forty = generate(Diffusion.from_pretrained(folder), n=40, steps=steps, seed=1, exact=True)
-        picture(forty.unflatten(0, (4, 10)), 3).save(folder / "samples.png", optimize=True)
+        picture(forty.unflatten(0, (4, 10)), scale).save(folder / "samples.png", optimize=True)
     diffusion = Conditional.from_pretrained(WORDS_MODEL)
     rows = [ask(diffusion, sentence, n=10, seed=1, exact=True) for sentence in ASKED]
     picture(torch.stack(rows), 3).save(WORDS_MODEL / "samples.png", optimize=True)
