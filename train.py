@@ -173,6 +173,7 @@ def main():
         plt.plot(training.history["loss"], linewidth=0.5)
         plt.gca().set(xlabel="step", ylabel="loss", ylim=(0, 1))
         plt.savefig(options.output / "loss.png")
+        plt.close()
     accelerator.wait_for_everyone()
     time.sleep(0.1)  # for Gloo's thread to let go of that; at the very end it would wait for Python's lock
     accelerator.end_training()  # a process that just leaves may crash the others
