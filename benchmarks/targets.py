@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from common import fresh, publish, spread
 
-QUESTIONS = [("noise", 1), ("noise", 2), ("picture", 2), ("v", 1), ("v", 2), ("flow", 2)]
+QUESTIONS = [("noise", 1), ("picture", 2), ("v", 1), ("v", 2), ("flow", 2)]
 STEPS = (4, 20)
 
 
