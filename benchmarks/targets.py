@@ -1,6 +1,6 @@
-"""What a network is asked for, lesson 13's questions: three trainings of lesson 04's network for each.
+"""What a network is asked for, three of lesson 13's questions: three trainings of lesson 04's network for each.
 
-    python benchmarks/targets.py           half an hour on two CPU cores
+    python benchmarks/targets.py           twenty minutes on two CPU cores
 
 Equal pictures, recipe and number of steps. Pixel distance and kernel distance (lesson 07) of 400 samples
 to 1,000 held-out faces, and how much their pixels vary; drawn by DDIM.
@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from common import fresh, publish, spread
 
-QUESTIONS = [("noise", 1), ("picture", 2), ("v", 1), ("v", 2), ("flow", 2)]
+QUESTIONS = [("noise", 1), ("v", 1), ("v", 2), ("flow", 2)]
 STEPS = (4, 20)
 
 
