@@ -34,7 +34,7 @@ class Coder(nn.Module):
     first fold blocks of 4×4 pixels into 48 channels, or unfold them last. Rombach et al. 2022, in small.
     """
 
-    def __init__(self, width=96, channels=4):
+    def __init__(self, width=64, channels=4):
         super().__init__()
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(4),
