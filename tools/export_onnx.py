@@ -88,9 +88,14 @@ def halve(model):
 
 
 def shipped():
-    """The folders of the diffusion models that ship, small pictures first."""
+    """The folders of the diffusion models that ship and draw pictures, not codes; small pictures first."""
     configs = {path.parent: json.loads(path.read_text("utf-8")) for path in SHIPPED.glob("*/config.json")}
-    folders = [folder for folder, config in configs.items() if config["model_type"] == "course_diffusion"]
+    kind = "course_diffusion"
+    folders = [
+        folder
+        for folder, config in configs.items()
+        if config["model_type"] == kind and config.get("channels", 3) == 3
+    ]
     return sorted(folders, key=lambda folder: (configs[folder]["image_size"], folder.name))
 
 

@@ -27,6 +27,8 @@ from diffusion_utils import (  # noqa: E402
 )
 from more.flow import FEW_STEPS  # noqa: E402
 from more.guidance import WORDS_MODEL, Conditional, ask  # noqa: E402
+from more.latent import CODES_MODEL, FACE_CODES, codes_of, load_coder, pictures_of  # noqa: E402
+from more.quality import labelled_faces  # noqa: E402
 
 ASKED = [  # one row each on the card of the model that is asked in words
     "a smiling face with round glasses and blue hair, yellow background",
@@ -85,6 +87,12 @@ if __name__ == "__main__":
     diffusion = Conditional.from_pretrained(WORDS_MODEL)
     rows = [ask(diffusion, sentence, n=10, seed=1, exact=True) for sentence in ASKED]
     picture(torch.stack(rows), 3).save(WORDS_MODEL / "samples.png", optimize=True)
+    coder, diffusion = load_coder(), Conditional.from_pretrained(CODES_MODEL)
+    rows = [pictures_of(coder, ask(diffusion, sentence, n=10, seed=1, exact=True)) for sentence in ASKED]
+    picture(torch.stack(rows), 2).save(CODES_MODEL / "samples.png", optimize=True)
+    faces = labelled_faces("test", 64)[0][:10]
+    rows = torch.stack([faces, pictures_of(coder, codes_of(coder, faces))])
+    picture(rows, 2).save(FACE_CODES / "samples.png", optimize=True)
     for lesson in LESSONS:
         cover(lesson).save(IMAGES / f"{lesson.stem}.png", optimize=True)
     for name, small in faults().items():

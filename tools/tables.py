@@ -80,6 +80,11 @@ def in_words(title, rows):
         ours, theirs = first, rows[3]
         pair = f"pixel distance {theirs[pixels]} and {ours[pixels]}, kernel distance {theirs[kernel]} and {ours[kernel]}"
         return f"{pair}, after {ours[name]:.0f} seconds"
+    if title == "Codes":
+        kernel, name = "kernel distance", "seconds of training"
+        floor, ours = last[kernel], rows[1]
+        pair = f"kernel distance {first[kernel]} of pixels and {ours[kernel]} of codes"
+        return f"{pair}, after {ours[name]:.0f} seconds; of real faces through the coder {floor}"
     if title == "Precision":
         pixels, kernel = "pixel distance, three trainings", "kernel distance"
         return f"pixel distance {first[pixels]} and {last[pixels]}, kernel distance {first[kernel]} and {last[kernel]}"

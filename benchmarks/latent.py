@@ -1,0 +1,120 @@
+"""Faces of 64×64 in the same five minutes: drawn as pixels, and as codes whose coder was trained in these minutes, too.
+
+    python benchmarks/latent.py        twelve minutes on two CPU cores
+
+Lesson 14's race by the clock. All three train from nothing, ask for the velocity (squared errors, lesson 13), with
+lesson 04's recipe and as many epochs as fit into their seconds. The pixels get lesson 04's network. The coder gets a
+third of the time and the codes the rest; then the codes alone get one minute, as if the coder had
+been there before. Pixel distance and kernel distance (lesson 07) of 200 samples, three times, to 1,000 held-out
+faces. The floor: 200 held-out faces through the coder and back, twice, to 600 others.
+"""
+
+import time
+
+import torch
+from common import fresh, publish, spread
+
+BUDGET, CODER, ALONE = 300, 100, 60  # seconds
+CODES = dict(image_size=16, channels=4, widths=(32, 64, 128), block_depth=1)
+
+
+def trained(model, data, loss, seconds, batch_size=32, **recipe):
+    """Train `model` for about `seconds`; returns the seconds it took and the number of pictures it saw."""
+    from torch.utils.data import DataLoader
+
+    from diffusion_utils import CPU_RECIPE, Training
+
+    recipe = CPU_RECIPE | recipe
+    loader = DataLoader(data, batch_size, shuffle=True, drop_last=True)
+    first = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for step in Training(model, loader, loss=loss, **recipe):  # the cosine needs to know its end beforehand
+        if step == 10:
+            start = time.perf_counter()
+        if step == 40:
+            epoch = (time.perf_counter() - start) / 30 * len(loader)
+            break
+    model.load_state_dict(first)
+    recipe["epochs"] = max(1, round(seconds / epoch))
+    start = time.perf_counter()
+    steps = sum(1 for _ in Training(model, loader, loss=loss, **recipe))
+    model.eval()
+    return time.perf_counter() - start, steps * batch_size
+
+
+def new(**shape):
+    from diffusion_utils import DiffusionConfig
+    from more.flow import Answering
+
+    torch.manual_seed(0)
+    diffusion = Answering(DiffusionConfig(**shape, target="v"))
+    torch.nn.init.zeros_(diffusion.unet.out.weight)
+    torch.nn.init.zeros_(diffusion.unet.out.bias)
+    return diffusion
+
+
+def judged(pictures, left_out=0):
+    """Pixel and kernel distances of several sets of pictures to the held-out faces, less the first `left_out`."""
+    from more.quality import face_features, kernel_distance, labelled_faces, load_classifier, pixel_distance
+
+    held_out, classifier = labelled_faces("test", 64)[0][left_out:], load_classifier()
+    reference = face_features(classifier, held_out)
+    kernels = [kernel_distance(face_features(classifier, some), reference) for some in pictures]
+    return [pixel_distance(some, held_out) for some in pictures], kernels
+
+
+def pixels():
+    from diffusion_utils import CPU_SHAPE, generate
+    from more.flow import target_loss
+    from more.quality import labelled_faces
+
+    diffusion = new(**CPU_SHAPE | dict(image_size=64))
+    seconds, images = trained(diffusion, labelled_faces("train", 64)[0], target_loss, BUDGET)
+    return seconds, images, judged([generate(diffusion, n=200, seed=seed).cpu() for seed in (1, 2, 3)])
+
+
+def codes():
+    """Three rows: the codes' race with the coder's training in it, the codes alone for a minute, and the floor."""
+    from diffusion_utils import generate
+    from more.flow import target_loss
+    from more.latent import Coder, coder_loss, codes_of, pictures_of
+    from more.quality import labelled_faces
+
+    faces, held_out = labelled_faces("train", 64)[0], labelled_faces("test", 64)[0]
+    torch.manual_seed(0)
+    coder, rows = Coder(), []
+    spent, seen = trained(coder, faces, coder_loss, CODER, batch_size=16)
+    start = time.perf_counter()
+    written = codes_of(coder, faces)
+    spent += time.perf_counter() - start
+    for seconds in (BUDGET - spent, ALONE):
+        diffusion = new(**CODES)
+        took, images = trained(diffusion, written, target_loss, seconds)
+        drawn = [pictures_of(coder, generate(diffusion, n=200, seed=seed)) for seed in (1, 2, 3)]
+        rows.append((took, images, judged(drawn)))
+    (took, images, distances), alone = rows
+    rebuilt = pictures_of(coder, codes_of(coder, held_out[:400]))
+    return (
+        (spent + took, f"{seen:,} + {images:,}", distances),
+        alone,
+        (spent, seen, judged(rebuilt.split(200), left_out=400)),
+    )
+
+
+if __name__ == "__main__":
+    by_pixels = fresh(pixels)
+    by_codes, alone, floor = fresh(codes)
+    results = {"pixels": by_pixels, "coder, then codes": by_codes}
+    results |= {"codes, with the coder given": alone, "held-out faces through the coder": floor}
+    rows = []
+    for name, (seconds, images, distances) in results.items():
+        images = images if isinstance(images, str) else f"{images:,}"
+        rows.append([name, f"{seconds:.0f}", images, *(spread(some) for some in distances)])
+    columns = [
+        "64×64",
+        "seconds of training",
+        "images seen",
+        "pixel distance, three seeds",
+        "kernel distance",
+    ]
+    ratio = sum(by_codes[2][1]) / sum(by_pixels[2][1])
+    publish("Codes", columns, rows, f"Ratio of the mean kernel distances, second row to first: {ratio:.2f}.")
