@@ -106,6 +106,17 @@ def in_words(title, rows):
     if title == "Killed and carried on":
         equal = first["trainings that end with the same weights, bit for bit"]
         return f"{equal} end with the same weights, bit for bit, after {first['kills']:.0f} kills"
+    if title == "Targets":
+        shown = [(f"{row['asked for']}, {row['error']}", row) for row in rows if row["steps"] == 20]
+        pixels = "pixel distance, three trainings"
+        return "20 steps: pixel distance " + "; ".join(f"{row[pixels]} ({name})" for name, row in shown)
+    if title == "Few steps":
+        shown = [row for row in rows if row["steps"] == 1]
+        return "1 step: kernel distance " + "; ".join(
+            f"{row['kernel distance']} ({row['way']})" for row in shown
+        )
+    if title == "Ablation":
+        return "kernel distance " + "; ".join(f"{row['kernel distance']} ({row['left out']})" for row in rows)
     raise ValueError(f"tools/tables.py: no words for the benchmark {title!r}")
 
 
