@@ -1,6 +1,6 @@
 """What is each part worth? Lesson 04's training again and again, each time with one part left out or replaced.
 
-    python benchmarks/ablation.py          forty minutes on two CPU cores
+    python benchmarks/ablation.py
 
 Lesson 04's network, recipe and pictures, three trainings of each. Pixel distance and kernel distance (lesson 07)
 of 400 samples to 1,000 held-out faces.

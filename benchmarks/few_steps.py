@@ -1,6 +1,6 @@
 """Three ways to few steps, from one teacher: distillation (lesson 13), reflow, and consistency tuning.
 
-    python benchmarks/few_steps.py         a quarter of an hour on two CPU cores
+    python benchmarks/few_steps.py
 
 Each learns in 1,488 steps of 32; the teacher is lesson 13's, trained for v. Distillation halves the steps in
 four rounds. Reflow draws 3,000 pairs of noise and picture with the teacher, and learns the ways between them
@@ -9,6 +9,7 @@ to each other in four rounds (Song et al. 2023). Pixel distance and kernel dista
 to 1,000 held-out faces.
 """
 
+import copy
 from functools import partial
 
 import torch
@@ -44,8 +45,7 @@ def reflow(teacher, loader):
         return velocity_error(student, mix(image, noise, time), time, image).square().mean()
 
     loader = torch.utils.data.DataLoader(pairs, 32, shuffle=True, drop_last=True)
-    student = type(teacher)(teacher.config)
-    student.load_state_dict(teacher.state_dict())
+    student = copy.deepcopy(teacher).requires_grad_(True)
     for _ in Training(student, loader, loss=loss, epochs=16, **RECIPE):
         pass
     return dict.fromkeys(COUNTS, student)
@@ -63,8 +63,7 @@ def consistency(teacher, loader):
         guess = torch.where(left > 0, guess, image)
         return velocity_error(student, mix(image, noise, time), time, guess).square().mean()
 
-    student = type(teacher)(teacher.config)
-    student.load_state_dict(teacher.state_dict())
+    student = copy.deepcopy(teacher).requires_grad_(True)
     for points in (4, 8, 16, 32):
         for _ in Training(student, loader, loss=partial(loss, points), epochs=4, **RECIPE):
             pass

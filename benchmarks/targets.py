@@ -1,6 +1,6 @@
 """What a network is asked for, three of lesson 13's questions: three trainings of lesson 04's network for each.
 
-    python benchmarks/targets.py           twenty minutes on two CPU cores
+    python benchmarks/targets.py
 
 Equal pictures, recipe and number of steps. Pixel distance and kernel distance (lesson 07) of 400 samples
 to 1,000 held-out faces, and how much their pixels vary; drawn by DDIM.
