@@ -7,7 +7,7 @@ of 400 samples to 1,000 held-out faces.
 """
 
 import torch
-from common import fresh, publish, spread
+from common import fresh, judged, publish, spread, start_at_zero
 
 PARTS = (
     "nothing",
@@ -68,14 +68,11 @@ def without(part, seed):
         get_loader,
         l1_loss,
     )
-    from more.quality import face_features, kernel_distance, load_classifier, pixel_distance
 
     if part == "the cosine schedule, for the linear one":
         diffusion_utils.schedule = linear_schedule  # in this process, which ends with the training
     torch.manual_seed(seed)
-    diffusion = Diffusion(DiffusionConfig(**CPU_SHAPE))
-    torch.nn.init.zeros_(diffusion.unet.out.weight)
-    torch.nn.init.zeros_(diffusion.unet.out.bias)
+    diffusion = start_at_zero(Diffusion(DiffusionConfig(**CPU_SHAPE)))
     leave_out(part, diffusion)
     loss = squared_loss if part == "the absolute error, for the squared one" else l1_loss
     training = Training(
@@ -84,10 +81,9 @@ def without(part, seed):
     for step in training:
         if step == len(training) and part == "the average of the weights":
             break  # the raw weights stay
-    held_out, classifier = torch.from_numpy(get_data(split="test", limit=1000, size=32)), load_classifier()
     drawn = generate(diffusion.to(memory_format=torch.contiguous_format), n=400, seed=seed).cpu()
-    features, reference = face_features(classifier, drawn), face_features(classifier, held_out)
-    return pixel_distance(drawn, held_out), kernel_distance(features, reference)
+    (pixels,), (kernel,), _ = judged([drawn])
+    return pixels, kernel
 
 
 if __name__ == "__main__":

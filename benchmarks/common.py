@@ -1,4 +1,4 @@
-"""What the benchmarks share: fresh processes, their memory, the article's training loop, the table of results."""
+"""What the benchmarks share: fresh processes, their memory, the article's loop, two rulers, the table of results."""
 
 import datetime
 import importlib.metadata
@@ -52,6 +52,30 @@ def articles_loop(diffusion, loader):
             optimizer.step()
             optimizer.zero_grad()
             yield loss.item()
+
+
+def start_at_zero(diffusion):
+    """`diffusion` with a last layer of zeros, so that its first answer is 0, as in lesson 04."""
+    torch.nn.init.zeros_(diffusion.unet.out.weight)
+    torch.nn.init.zeros_(diffusion.unet.out.bias)
+    return diffusion
+
+
+def judged(sets, size=32, left_out=0):
+    """Compare sets of faces (N, 3, size, size) with 1,000 held-out ones, less the first `left_out`.
+
+    Returns three lists: pixel distances, kernel distances (lesson 07), and the latter's error bars.
+    """
+    from diffusion_utils import get_data
+    from more.quality import error_bar, face_features, kernel_distance, load_classifier, pixel_distance
+
+    held_out, classifier = torch.from_numpy(get_data(split="test", limit=1000, size=size)), load_classifier()
+    held_out = held_out[left_out:]
+    reference = face_features(classifier, held_out)
+    features = [face_features(classifier, faces) for faces in sets]
+    pixels = [pixel_distance(faces, held_out) for faces in sets]
+    kernels = [kernel_distance(one, reference) for one in features]
+    return pixels, kernels, [error_bar(one, reference) for one in features]
 
 
 def machine():

@@ -13,21 +13,16 @@ import time
 from itertools import count
 
 import torch
-from common import articles_loop, fresh, publish, spread
+from common import articles_loop, fresh, judged, publish, spread, start_at_zero
 
 NETWORKS = {"lesson 04's": ((16, 32, 64, 128), 1), "the article's": ((16, 32, 48, 64), 2)}
 
 
 def distances(diffusion):
     """Pixel distances and kernel distances, for three seeds."""
-    from diffusion_utils import generate, get_data
-    from more.quality import face_features, kernel_distance, load_classifier, pixel_distance
+    from diffusion_utils import generate
 
-    held_out, classifier = torch.from_numpy(get_data(split="test", limit=1000, size=32)), load_classifier()
-    reference = face_features(classifier, held_out)
-    drawn = [generate(diffusion, n=200, seed=seed).cpu() for seed in (1, 2, 3)]
-    pixels = [pixel_distance(images, held_out) for images in drawn]
-    return pixels, [kernel_distance(face_features(classifier, images), reference) for images in drawn]
+    return judged([generate(diffusion, n=200, seed=seed).cpu() for seed in (1, 2, 3)])[:2]
 
 
 def new(network, seed=0):
@@ -43,8 +38,7 @@ def lesson(network, seconds=None, precision=None, seed=0):
 
     diffusion, loader = new(network, seed), get_loader(get_data(size=32), 32)
     recipe, accelerator = CPU_RECIPE | dict(seed=seed), precision and _accelerator(mixed_precision=precision)
-    torch.nn.init.zeros_(diffusion.unet.out.weight)
-    torch.nn.init.zeros_(diffusion.unet.out.bias)
+    start_at_zero(diffusion)
     if seconds:  # the cosine needs to know its end beforehand
         start = time.perf_counter()
         train(new(network), loader, epochs=1)

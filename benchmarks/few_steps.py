@@ -13,7 +13,7 @@ import copy
 from functools import partial
 
 import torch
-from common import fresh, publish
+from common import fresh, judged, publish
 
 RECIPE = dict(lr=1e-3, warmup_steps=50, cosine_decay=True, ema_decay=0.98)
 COUNTS = (20, 4, 2, 1)
@@ -74,21 +74,14 @@ def learned(way):
     """`(pixel distance, kernel distance, its error bar)` for each of COUNTS; `way` None is the teacher alone."""
     from diffusion_utils import Diffusion, generate, get_data, get_loader
     from more.flow import FEW_STEPS
-    from more.quality import error_bar, face_features, kernel_distance, load_classifier, pixel_distance
 
     teacher = Diffusion.from_pretrained(FEW_STEPS[20]).eval().requires_grad_(False)
     students = (
         way(teacher, get_loader(get_data(size=32), 32, seed=0)) if way else dict.fromkeys(COUNTS, teacher)
     )
-    held_out, classifier = torch.from_numpy(get_data(split="test", limit=1000, size=32)), load_classifier()
-    reference, result = face_features(classifier, held_out), {}
-    for steps in COUNTS:
-        if steps in students:
-            drawn = generate(students[steps], n=400, steps=steps, seed=1)
-            features = face_features(classifier, drawn)
-            bar = error_bar(features, reference)
-            result[steps] = pixel_distance(drawn, held_out), kernel_distance(features, reference), bar
-    return result
+    counts = [steps for steps in COUNTS if steps in students]
+    drawn = [generate(students[steps], n=400, steps=steps, seed=1) for steps in counts]
+    return dict(zip(counts, zip(*judged(drawn))))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ faces. The floor: 200 held-out faces through the coder and back, twice, to 600 o
 import time
 
 import torch
-from common import fresh, publish, spread
+from common import fresh, judged, publish, spread, start_at_zero
 
 BUDGET, CODER, ALONE = 300, 100, 60  # seconds
 CODES = dict(image_size=16, channels=4, widths=(32, 64, 128), block_depth=1)
@@ -46,20 +46,7 @@ def new(**shape):
     from more.flow import Answering
 
     torch.manual_seed(0)
-    diffusion = Answering(DiffusionConfig(**shape, target="v"))
-    torch.nn.init.zeros_(diffusion.unet.out.weight)
-    torch.nn.init.zeros_(diffusion.unet.out.bias)
-    return diffusion
-
-
-def judged(pictures, left_out=0):
-    """Pixel and kernel distances of several sets of pictures to the held-out faces, less the first `left_out`."""
-    from more.quality import face_features, kernel_distance, labelled_faces, load_classifier, pixel_distance
-
-    held_out, classifier = labelled_faces("test", 64)[0][left_out:], load_classifier()
-    reference = face_features(classifier, held_out)
-    kernels = [kernel_distance(face_features(classifier, some), reference) for some in pictures]
-    return [pixel_distance(some, held_out) for some in pictures], kernels
+    return start_at_zero(Answering(DiffusionConfig(**shape, target="v")))
 
 
 def pixels():
@@ -69,17 +56,17 @@ def pixels():
 
     diffusion = new(**CPU_SHAPE | dict(image_size=64))
     seconds, images = trained(diffusion, labelled_faces("train", 64)[0], target_loss, BUDGET)
-    return seconds, images, judged([generate(diffusion, n=200, seed=seed).cpu() for seed in (1, 2, 3)])
+    return seconds, images, judged([generate(diffusion, n=200, seed=seed).cpu() for seed in (1, 2, 3)], 64)
 
 
 def codes():
     """Three rows: the codes' race with the coder's training in it, the codes alone for a minute, and the floor."""
-    from diffusion_utils import generate
+    from diffusion_utils import generate, get_data
     from more.flow import target_loss
     from more.latent import Coder, coder_loss, codes_of, pictures_of
     from more.quality import labelled_faces
 
-    faces, held_out = labelled_faces("train", 64)[0], labelled_faces("test", 64)[0]
+    faces, held_out = labelled_faces("train", 64)[0], torch.from_numpy(get_data(split="test", limit=1000))
     torch.manual_seed(0)
     coder, rows = Coder(), []
     spent, seen = trained(coder, faces, coder_loss, CODER, batch_size=16)
@@ -90,13 +77,13 @@ def codes():
         diffusion = new(**CODES)
         took, images = trained(diffusion, written, target_loss, seconds)
         drawn = [pictures_of(coder, generate(diffusion, n=200, seed=seed)) for seed in (1, 2, 3)]
-        rows.append((took, images, judged(drawn)))
+        rows.append((took, images, judged(drawn, 64)))
     (took, images, distances), alone = rows
     rebuilt = pictures_of(coder, codes_of(coder, held_out[:400]))
     return (
         (spent + took, f"{seen:,} + {images:,}", distances),
         alone,
-        (spent, seen, judged(rebuilt.split(200), left_out=400)),
+        (spent, seen, judged(rebuilt.split(200), 64, left_out=400)),
     )
 
 
@@ -108,7 +95,7 @@ if __name__ == "__main__":
     rows = []
     for name, (seconds, images, distances) in results.items():
         images = images if isinstance(images, str) else f"{images:,}"
-        rows.append([name, f"{seconds:.0f}", images, *(spread(some) for some in distances)])
+        rows.append([name, f"{seconds:.0f}", images, *(spread(some) for some in distances[:2])])
     columns = [
         "64×64",
         "seconds of training",

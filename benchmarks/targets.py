@@ -9,7 +9,7 @@ to 1,000 held-out faces, and how much their pixels vary; drawn by DDIM.
 from functools import partial
 
 import torch
-from common import fresh, publish, spread
+from common import fresh, judged, publish, spread, start_at_zero
 
 QUESTIONS = [("noise", 1), ("v", 1), ("v", 2), ("flow", 2)]
 STEPS = (4, 20)
@@ -27,23 +27,15 @@ def asked(target, power, seed):
         get_loader,
     )
     from more.flow import Answering, target_loss
-    from more.quality import face_features, kernel_distance, load_classifier, pixel_distance
 
     torch.manual_seed(seed)
-    diffusion = Answering(DiffusionConfig(**CPU_SHAPE, target=target))
-    torch.nn.init.zeros_(diffusion.unet.out.weight)
-    torch.nn.init.zeros_(diffusion.unet.out.bias)
+    diffusion = start_at_zero(Answering(DiffusionConfig(**CPU_SHAPE, target=target)))
     loader, loss = get_loader(get_data(size=32), 32), partial(target_loss, power=power)
     for _ in Training(diffusion, loader, loss=loss, **CPU_RECIPE | dict(seed=seed)):
         pass
-    held_out, classifier = torch.from_numpy(get_data(split="test", limit=1000, size=32)), load_classifier()
     drawn = [generate(diffusion, n=400, steps=steps, seed=seed).cpu() for steps in STEPS]
-    features, reference = (
-        [face_features(classifier, images) for images in drawn],
-        face_features(classifier, held_out),
-    )
-    kernels = [kernel_distance(one, reference) for one in features]
-    return [(pixel_distance(one, held_out), kernel, float(one.std())) for one, kernel in zip(drawn, kernels)]
+    pixels, kernels, _ = judged(drawn)
+    return list(zip(pixels, kernels, [float(images.std()) for images in drawn]))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import torch
 
 from diffusion_utils import _check, _whole_number, mix, schedule
 
+PURE_NOISE = 200.0  # the sigma at which nothing is seen of a picture, not even its mean colour
+
 
 def angle(time):
     """Where on the quarter circle `time` lies: noise_rate is its sine, signal_rate its cosine. Lesson 11."""
@@ -72,22 +74,28 @@ def time_of(sigma):
     return (math.atan(sigma) - first) / (last - first)
 
 
-def karras(steps, rho=7.0):
+def karras(steps, rho=7.0, largest=None):
     """Times from 1 to 0 whose sigma = noise_rate / signal_rate, to the power 1 / rho, is even. Lesson 11.
 
     Larger `rho`: more steps where there is little noise; `math.inf` is even in log sigma, and so in the
-    logarithm of the signal-to-noise ratio. Returns steps + 1 numbers. Karras et al. 2022, equation 5.
-    Raises TypeError or ValueError for `steps` that are not a whole number of 1 or more, and for
-    `rho` of 0 or less.
+    logarithm of the signal-to-noise ratio. `largest`: the first sigma, in place of that at time 1, which is
+    50; PURE_NOISE lies behind it. Returns steps + 1 numbers. Karras et al. 2022, equation 5.
+    Raises TypeError or ValueError for `steps` that are not a whole number of 1 or more, for `rho` of 0
+    or less, and for a `largest` sigma that is not above the last one.
     """
     steps = _whole_number("steps", steps)
     _check(rho > 0, f"rho must be larger than 0, not {rho}")
-    high, low = math.tan(angle(1.0)), math.tan(angle(0.0))
+    high, low = math.tan(angle(1.0)) if largest is None else largest, math.tan(angle(0.0))
+    _check(high > low, f"largest must be a sigma above {low:.2f}, not {largest}")
     shares = [step / steps for step in range(steps + 1)]
     if rho == math.inf:
         return [time_of(high ** (1 - share) * low**share) for share in shares]
     ends = high ** (1 / rho), low ** (1 / rho)
     return [time_of((ends[0] + (ends[1] - ends[0]) * share) ** rho) for share in shares]
+
+
+# Twenty steps from pure noise, for a network that was trained there: `generate(diffusion, **FROM_PURE_NOISE)`.
+FROM_PURE_NOISE = dict(steps=karras(20, math.inf, PURE_NOISE), sampler=dpm_solver())
 
 
 def heun_along_sigma(predict, noisy, time, next_time):

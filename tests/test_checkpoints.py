@@ -31,6 +31,7 @@ import train as command
 from diffusion_utils import GPU_RECIPE, Diffusion, DiffusionConfig, Training, generate, l1_loss, schedule
 from more import long_training
 from more.long_training import carry_on, checkpoints, stop_button
+from more.samplers import PURE_NOISE, time_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -675,7 +676,7 @@ def test_v_is_an_option(monkeypatch, tmp_path):
     loss = command.v_loss(diffusion, images, late=2)
     torch.manual_seed(5)
     image = diffusion.norm(images)
-    noise, time = torch.randn_like(image), 1 - torch.rand(8, 1, 1, 1) ** 2
+    noise, time = torch.randn_like(image), time_of(PURE_NOISE) * (1 - torch.rand(8, 1, 1, 1) ** 2)
     noise_rate, signal_rate = schedule(time)
     v = diffusion.unet(diffusion.combine(signal_rate * image + noise_rate * noise, noise_rate**2))
     torch.testing.assert_close(loss, (v - (signal_rate * noise - noise_rate * image)).square().mean())

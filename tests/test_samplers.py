@@ -8,8 +8,29 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from helpers import tiny
 
-from diffusion_utils import ddim, generate, mix, predict, sample, schedule, starting_noise
-from more.samplers import ancestral, angle, dpm_solver, heun, heun_along_sigma, karras, time_of, velocity
+from diffusion_utils import (
+    Diffusion,
+    DiffusionConfig,
+    ddim,
+    generate,
+    mix,
+    predict,
+    sample,
+    schedule,
+    starting_noise,
+)
+from more.samplers import (
+    FROM_PURE_NOISE,
+    PURE_NOISE,
+    ancestral,
+    angle,
+    dpm_solver,
+    heun,
+    heun_along_sigma,
+    karras,
+    time_of,
+    velocity,
+)
 
 STEPS = 7
 TIMES = [(STEPS - step) / STEPS for step in range(STEPS + 1)]
@@ -146,6 +167,16 @@ def test_karras(rho):
     assert time_of(float(sigmas([0.37])[0])) == pytest.approx(0.37, abs=1e-6)
 
 
+def test_karras_from_pure_noise():
+    times = karras(9, math.inf, PURE_NOISE)
+    assert 1 < times[0] < 1.02 and abs(times[-1]) < 1e-6
+    assert float(sigmas(times)[0]) == pytest.approx(PURE_NOISE, rel=1e-2)
+    assert torch.allclose(sigmas(times).log().diff(), sigmas(times).log().diff().mean().expand(9), rtol=1e-2)
+    model = Diffusion(DiffusionConfig(image_size=16, widths=(8, 16), block_depth=1, predicts="v"))
+    one, two = (generate(model, n=2, seed=0, exact=exact, **FROM_PURE_NOISE) for exact in (False, True))
+    assert torch.allclose(one, two, atol=0.1)  # also in 16 bits
+
+
 # With a model, and bad input --------------------------------------------------------------
 
 
@@ -170,6 +201,8 @@ def test_generate_takes_a_sampler():
     (lambda: karras(0), ValueError, "steps must be 1 or more, not 0"),
     (lambda: karras(2.5), TypeError, "steps must be a whole number, not 2.5"),
     (lambda: karras(5, 0), ValueError, "rho must be larger than 0, not 0"),
+    (lambda: karras(5, largest=0.1), ValueError, "largest must be a sigma above 0.33, not 0.1"),
+    (lambda: karras(5, largest=math.nan), ValueError, "largest must be a sigma above 0.33, not nan"),
     (lambda: ancestral(1.5), ValueError, r"eta must lie in \[0, 1\], not 1.5"),
     (lambda: ancestral(math.nan), ValueError, r"eta must lie in \[0, 1\], not nan"),
 ])  # fmt: skip
