@@ -7,6 +7,7 @@ import functools
 import html
 import http.server
 import io
+import math
 import re
 import threading
 from urllib.parse import quote
@@ -20,7 +21,7 @@ from PIL import Image
 
 from diffusion_utils import LARGE_MODEL, TOY_MODEL, Diffusion, ddim, generate
 from more.flow import FEW_STEPS
-from more.samplers import dpm_solver
+from more.samplers import dpm_solver, karras
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)  # its exporter was another
@@ -107,6 +108,7 @@ def follow(page, settings):
         (TOY_MODEL, 20, "ddim"),
         (TOY_MODEL, 6, "dpm"),
         (LARGE_MODEL, 4, "ddim"),
+        (LARGE_MODEL, 6, "dpm"),
         (FEW_STEPS[1], 1, "ddim"),
     ],
 )
@@ -118,6 +120,8 @@ def test_the_same_face_as_in_pytorch(page, folder, steps, sampler):
     follow(page, f"model={folder.name}&steps={steps}&sampler={sampler}")
     colours = torch.tensor(page.evaluate("noise => drawFrom(noise)", noise.flatten().tolist()))
     step = dpm_solver() if sampler == "dpm" else ddim
+    if hasattr(diffusion.config, "largest_sigma"):
+        steps = karras(steps, math.inf, diffusion.config.largest_sigma)
     expected = generate(diffusion, steps=steps, noise=noise, sampler=step, exact=True)
     difference = (colours.view_as(expected) - expected).abs()
     assert difference.mean() < 2 / 255

@@ -113,6 +113,7 @@ def export(folder, target):
         "weights": sum(weight.numel() for weight in diffusion.parameters()),
         "image_size": diffusion.config.image_size,
         "steps": getattr(diffusion.config, "steps", 20),  # students of lesson 13 have learned another number
+        "largest_sigma": getattr(diffusion.config, "largest_sigma", None),  # see lesson 11
         "mean": diffusion.norm.running_mean.tolist(),
         "deviation": diffusion.norm.running_var.sqrt().tolist(),
     }

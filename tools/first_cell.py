@@ -1,4 +1,4 @@
-import os
+import os  # set-up, the same in every lesson: just run it
 import subprocess
 import sys
 

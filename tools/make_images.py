@@ -29,6 +29,7 @@ from more.flow import FEW_STEPS  # noqa: E402
 from more.guidance import WORDS_MODEL, Conditional, ask  # noqa: E402
 from more.latent import CODES_MODEL, FACE_CODES, codes_of, load_coder, pictures_of  # noqa: E402
 from more.quality import labelled_faces  # noqa: E402
+from more.samplers import FROM_PURE_NOISE  # noqa: E402
 
 ASKED = [  # one row each on the card of the model that is asked in words
     "a smiling face with round glasses and blue hair, yellow background",
@@ -42,9 +43,10 @@ def strip(folder, rows, seed, scale):
     """Some moments of `rows` drawings, from noise to face."""
     diffusion = Diffusion.from_pretrained(folder)
     film = [denormalize(diffusion, starting_noise(diffusion, rows, seed))]
-    generate(diffusion, n=rows, seed=seed, exact=True, on_step=lambda step, noisy, image: film.append(noisy))
-    film[-1] = generate(diffusion, n=rows, seed=seed, exact=True)  # the last picture without its last noise
-    moments = [film[step] for step in (0, 4, 6, 8, 10, 12, 14, 16, 18, 20)]
+    options = dict(n=rows, seed=seed, exact=True, **FROM_PURE_NOISE)
+    drawn = generate(diffusion, on_step=lambda step, noisy, image: film.append(noisy), **options)
+    film[-1] = drawn  # the last picture without its last noise
+    moments = [film[step] for step in (0, 8, 10, 11, 12, 13, 14, 15, 17, 20)]
     return picture(torch.stack(moments, dim=1), scale)
 
 
@@ -80,9 +82,10 @@ def faults():
 
 if __name__ == "__main__":
     strip(LARGE_MODEL, rows=3, seed=10, scale=2).save(IMAGES / "noise_to_face.png", optimize=True)
-    sheets = [(TOY_MODEL, 20, 3), (SHORT_MODEL, 20, 3), (LARGE_MODEL, 20, 2)]
-    for folder, steps, scale in [*sheets, *((folder, steps, 3) for steps, folder in FEW_STEPS.items())]:
-        forty = generate(Diffusion.from_pretrained(folder), n=40, steps=steps, seed=1, exact=True)
+    sheets = [(TOY_MODEL, {}, 3), (SHORT_MODEL, {}, 3), (LARGE_MODEL, FROM_PURE_NOISE, 2)]
+    sheets += [(folder, {"steps": steps}, 3) for steps, folder in FEW_STEPS.items()]
+    for folder, options, scale in sheets:
+        forty = generate(Diffusion.from_pretrained(folder), n=40, seed=1, exact=True, **options)
         picture(forty.unflatten(0, (4, 10)), scale).save(folder / "samples.png", optimize=True)
     diffusion = Conditional.from_pretrained(WORDS_MODEL)
     rows = [ask(diffusion, sentence, n=10, seed=1, exact=True) for sentence in ASKED]

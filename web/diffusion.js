@@ -79,6 +79,14 @@ export function evenly(steps) {
   return Array.from({ length: steps + 1 }, (_, i) => (steps - i) / steps);
 }
 
+// Times to 0 at which the logarithm of sigma = noiseRate / signalRate is even, from `largest` on. For a network
+// that was trained in purer noise than that of time 1. Lesson 11.
+export function fromSigma(largest, steps) {
+  const [high, low] = [Math.log(largest), Math.log(Math.tan(START))];
+  const sigmas = evenly(steps).map((share) => Math.exp(low + share * (high - low)));
+  return sigmas.map((sigma) => (Math.atan(sigma) - START) / (END - START));
+}
+
 // A whole number of 32 bits, stirred until no pattern is left (Chris Wellons' lowbias32).
 function stirred(number) {
   number = Math.imul(number ^ (number >>> 16), 0x7feb352d);

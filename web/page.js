@@ -1,6 +1,6 @@
 // What the page does: settings from sliders and from the link, the film as it is computed, the walk, the PNG.
 
-import { between, ddim, denormalize, dpmSolver, evenly, guide, predictor } from "./diffusion.js";
+import { between, ddim, denormalize, dpmSolver, evenly, fromSigma, guide, predictor } from "./diffusion.js";
 import { sample, startingNoise, tokens } from "./diffusion.js";
 import { hasGraphicsCard, loadModel, loadModels } from "./model.js";
 
@@ -83,11 +83,13 @@ function question() {
 // Draw from `noise`, and show the film as it is computed. Returns false when a newer drawing has begun.
 async function drawNow(mine, noise, { leisurely = false } = {}) {
   const [steps, step] = [whole("steps"), at("sampler").value === "dpm" ? dpmSolver() : ddim];
+  const largest = model().largest_sigma;
+  const times = largest ? fromSigma(largest, steps) : evenly(steps);
   const [predict, began] = [question(), performance.now()];
   let waited = 0;
   film = [[noise, noise.map(() => 0)]];
   at("moment").max = steps;
-  for await (const pair of sample(predict, noise, evenly(steps), step)) {
+  for await (const pair of sample(predict, noise, times, step)) {
     if (mine !== turn) return false;
     film.push(pair);
     const moment = film.length - 1;
