@@ -508,8 +508,8 @@ def ddim(predict, noisy, time, next_time):
 def sample(predict, noisy, times, step=ddim):
     """Go from `noisy` (N, 3, S, S) along `times`; yield `(noisy, image)` after each step. Lesson 05.
 
-    `predict(noisy, time)`: as `partial(predict, diffusion)`. `times`: numbers in [0, 1], the first
-    that of `noisy`, so n + 1 numbers for n steps. `step(predict, noisy, time, next_time)` gives
+    `predict(noisy, time)`: as `partial(predict, diffusion)`. `times`: falling numbers, the first
+    that of `noisy` (1, or a little more: lesson 11), so n + 1 numbers for n steps. `step(predict, noisy, time, next_time)` gives
     the next noisy picture and the predicted clean one; `ddim` is one. Results are normalised.
     """
     for now, then in pairwise(times):
@@ -522,7 +522,7 @@ def sample(predict, noisy, times, step=ddim):
 def generate(diffusion, n=5, steps=20, seed=None, *, noise=None, on_step=None, exact=False, sampler=ddim):
     """Draw `n` pictures (n, 3, S, S) in [0, 1] from noise, in `steps` steps. Lesson 05.
 
-    `steps` may also be the times themselves, a list from 1 to 0 as `sample` takes it, and
+    `steps` may also be the times themselves, a list as `sample` takes it, and
     `sampler` another step than `ddim`, see lesson 11. The same `seed` gives the same pictures;
     with `noise` (n, 3, S, S) you choose what to start from. `on_step(step, noisy, image)` is
     called after each step, from 1 on, with the picture so far and the clean picture predicted
