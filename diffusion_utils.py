@@ -508,9 +508,10 @@ def ddim(predict, noisy, time, next_time):
 def sample(predict, noisy, times, step=ddim):
     """Go from `noisy` (N, 3, S, S) along `times`; yield `(noisy, image)` after each step. Lesson 05.
 
-    `predict(noisy, time)`: as `partial(predict, diffusion)`. `times`: falling numbers, the first
-    that of `noisy` (1, or a little more: lesson 11), so n + 1 numbers for n steps. `step(predict, noisy, time, next_time)` gives
-    the next noisy picture and the predicted clean one; `ddim` is one. Results are normalised.
+    `predict(noisy, time)`: as `partial(predict, diffusion)`. `times`: numbers in [0, 1], or a little
+    above (lesson 11), the first that of `noisy`, so n + 1 numbers for n steps. `step(predict, noisy,
+    time, next_time)` gives the next noisy picture and the predicted clean one; `ddim` is one.
+    Results are normalised.
     """
     for now, then in pairwise(times):
         time = torch.full((len(noisy), 1, 1, 1), now, dtype=noisy.dtype, device=noisy.device)
