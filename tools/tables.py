@@ -81,10 +81,10 @@ def in_words(title, rows):
         pair = f"pixel distance {theirs[pixels]} and {ours[pixels]}, kernel distance {theirs[kernel]} and {ours[kernel]}"
         return f"{pair}, after {ours[name]:.0f} seconds"
     if title == "Codes":
-        kernel, name = "kernel distance", "seconds of training"
-        floor, ours = last[kernel], rows[1]
-        pair = f"kernel distance {first[kernel]} of pixels and {ours[kernel]} of codes"
-        return f"{pair}, after {ours[name]:.0f} seconds; of real faces through the coder {floor}"
+        pixels, codes, _, floor = (
+            f"{row['pixel distance, three seeds']} and {row['kernel distance']}" for row in rows
+        )
+        return f"pixel and kernel distance {pixels} of pixels, {codes} of codes; of real faces through the coder {floor}"
     if title == "Precision":
         pixels, kernel = "pixel distance, three trainings", "kernel distance"
         return f"pixel distance {first[pixels]} and {last[pixels]}, kernel distance {first[kernel]} and {last[kernel]}"
