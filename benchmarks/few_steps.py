@@ -1,4 +1,4 @@
-"""Three ways to few steps, from one teacher: distillation (lesson 13), reflow, and consistency tuning.
+"""Three ways to few steps, from one teacher: distillation (lesson 13), reflow, and consistency distillation.
 
     python benchmarks/few_steps.py
 

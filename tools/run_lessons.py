@@ -10,6 +10,7 @@ Progress bars are widgets; a reader without a kernel sees only their text, which
 first moment ("0%"), so it is replaced by the last.
 """
 
+import asyncio
 import html
 import json
 import os
@@ -26,6 +27,26 @@ os.environ["PYTHONPATH"] = str(ROOT)  # for the kernels
 STATE = "application/vnd.jupyter.widget-state+json"
 VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_ID = re.compile(r"\b(?:IPY_MODEL_)?([0-9a-f]{32})\b")
+
+
+class Client(NotebookClient):
+    """Looks again for messages of the kernel every two seconds.
+
+    pyzmq's sockets may miss that one has come, when a cell has run for minutes; nbclient would wait for ever then.
+    """
+
+    async def async_execute_cell(self, *arguments, **options):
+        looking = asyncio.ensure_future(self.look_again())
+        try:
+            return await super().async_execute_cell(*arguments, **options)
+        finally:
+            looking.cancel()
+
+    async def look_again(self):
+        while True:
+            await asyncio.sleep(2)
+            for channel in (self.kc.shell_channel, self.kc.iopub_channel):
+                channel.socket._handle_events()
 
 
 def widgets(notebook):
@@ -82,7 +103,7 @@ def run(path):
     notebook, start = nbformat.read(path, as_version=4), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         options = dict(timeout=1800, kernel_name="python3", record_timing=False)
-        NotebookClient(notebook, resources={"metadata": {"path": folder}}, **options).execute()
+        Client(notebook, resources={"metadata": {"path": folder}}, **options).execute()
     seconds = time.perf_counter() - start
     finish_bars(notebook)
     notebook = number_widgets(notebook)
