@@ -116,7 +116,8 @@ def distill(teacher, loader, steps=(8, 4, 2, 1), **recipe):
 
     `teacher` draws well in twice as many steps as the first of `steps`, and predicts v: noise alone says nothing
     of the picture where all is noise. Each student is a copy of its teacher, and becomes the teacher
-    of the next. `recipe`: as for `Training`.
+    of the next. A number may stand twice: the second student learns what the first draws in twice as many steps,
+    which is crisper. `recipe`: as for `Training`.
     """
     teacher = copy.deepcopy(teacher).eval()
     for count in steps:
