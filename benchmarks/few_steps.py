@@ -29,16 +29,10 @@ def velocity_error(student, noisy, time, image):
     return (predict(student, noisy, time)[1] - image) / schedule(time)[0]
 
 
-def distillation(teacher, loader):
+def distillation(teacher, loader, steps=(8, 4, 2, 1)):
     from more.flow import distill
 
-    return dict(distill(teacher, loader, epochs=4, **RECIPE))
-
-
-def second_look(teacher, loader):
-    from more.flow import distill
-
-    return dict(distill(teacher, loader, (8, 4, 4, 2, 1), epochs=4, **RECIPE))
+    return dict(distill(teacher, loader, steps, epochs=4, **RECIPE))
 
 
 def reflow(teacher, loader):
@@ -98,6 +92,7 @@ def learned(way):
 
 if __name__ == "__main__":
     rows = []
+    second_look = partial(distillation, steps=(8, 4, 4, 2, 1))
     ways = {"none": None, "distillation": distillation, "distillation, a second look": second_look}
     ways |= {"reflow": reflow, "consistency": consistency}
     for name, way in ways.items():

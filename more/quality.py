@@ -3,6 +3,7 @@
 Lesson 07  ruler:      labelled_faces, FaceClassifier, classifier_loss, train_classifier, load_classifier,
                        face_features, attributes
            distances:  feature_pair, frechet_distance, pixel_distance, kernel_distance, error_bar
+           benchmarks: published
            copies:     nearest
 
 Pictures are float32 tensors of shape (N, 3, S, S) with values in [0, 1], as everywhere in
@@ -23,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
-from diffusion_utils import ROOT, TOY_FACES, Training, _device, _load, square_rgb
+from diffusion_utils import ROOT, TOY_FACES, Training, _check, _device, _load, square_rgb
 
 FACE_CLASSIFIER = ROOT / "pretrained" / "face_classifier"  # what train_classifier makes of the training faces
 
@@ -222,6 +223,14 @@ def error_bar(features, reference, groups=8):
         raise ValueError(f"groups={groups}: {len(x)} pictures do not make 2 or more groups of 2 or more")
     distances = [kernel_distance(part, y) for part in x[: groups * size].split(size)]
     return float(np.std(distances, ddof=1) / groups**0.5)
+
+
+def published(title):
+    """The rows of a table in benchmarks/results.md that was made on a CPU: lists of its cells, as text. Lesson 07."""
+    text = (ROOT / "benchmarks" / "results.md").read_text(encoding="utf-8")
+    _check(f"## {title} (CPU)" in text, f"title: benchmarks/results.md has no table {title!r}")
+    lines = text.split(f"## {title} (CPU)")[1].split("\n## ")[0].splitlines()
+    return [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][1:]
 
 
 def nearest(points, reference):

@@ -23,6 +23,7 @@ from more.quality import (
     load_classifier,
     nearest,
     pixel_distance,
+    published,
     train_classifier,
 )
 
@@ -381,3 +382,11 @@ def test_the_numbers_behave(classifier, held_out, features):
         assert scores == sorted(scores) and scores[1] > 1.3 * abs(scores[0])
     no_glasses = features[500:][labels["glasses"][500:] == 0]
     assert kernel_distance(no_glasses, reference) > kernel_distance(features[500:], reference) + 0.08
+
+
+def test_published():
+    rows = published("Ablation")
+    assert [row[0] for row in rows[:2]] == ["nothing", "the skips of the U-Net"]
+    assert {len(row) for row in rows} == {3}
+    with pytest.raises(ValueError, match="title: benchmarks/results.md has no table 'Nothing'"):
+        published("Nothing")
