@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Two processes of one thread do more than one of two. A file stays whole, and the files in their order.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-COVERAGE := --cov=diffusion_utils --cov=more --cov-report=term-missing --cov-fail-under=95
+COVERAGE := --cov=diffusion_utils --cov=diffusion_course --cov-report=term-missing --cov-fail-under=95
 # The site's packages from npm; tests that need them are skipped where there is no npm.
 NPM_PACKAGES := $(if $(shell command -v npm),web/node_modules/.package-lock.json)
 ROOT_USER := $(if $(filter 0,$(shell id -u)),--allow-root)

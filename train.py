@@ -38,9 +38,9 @@ from diffusion_utils import (
     schedule,
     show,
 )
-from more.long_training import carry_on, checkpoints
-from more.pictures import Pictures
-from more.samplers import PURE_NOISE, time_of
+from diffusion_course.long_runs import carry_on, checkpoints
+from diffusion_course.images import Pictures
+from diffusion_course.samplers import PURE_NOISE, time_of
 
 
 def whole_number(text):
@@ -100,7 +100,7 @@ def v_loss(diffusion, images, late=1.0):
 
 
 def compiles(device):
-    """Whether `torch.compile` works on `device`: it wants a C compiler and, for CUDA, Triton. Lesson 10."""
+    """Whether `torch.compile` works on `device`: it wants a C compiler and, for CUDA, Triton. Lesson 11."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=device))
     except Exception:  # whatever the compiler, which is not ours, runs into

@@ -67,7 +67,7 @@ def judged(sets, size=32, left_out=0):
     Returns three lists: pixel distances, kernel distances (lesson 07), and the latter's error bars.
     """
     from diffusion_utils import get_data
-    from more.quality import error_bar, face_features, kernel_distance, load_classifier, pixel_distance
+    from diffusion_course.quality import error_bar, face_features, kernel_distance, load_classifier, pixel_distance
 
     held_out, classifier = torch.from_numpy(get_data(split="test", limit=1000, size=size)), load_classifier()
     held_out = held_out[left_out:]

@@ -30,7 +30,7 @@ def velocity_error(student, noisy, time, image):
 
 
 def distillation(teacher, loader, steps=(8, 4, 2, 1)):
-    from more.flow import distill
+    from diffusion_course.objectives import distill
 
     return dict(distill(teacher, loader, steps, epochs=4, **RECIPE))
 
@@ -79,7 +79,7 @@ def consistency(teacher, loader):
 def learned(way):
     """`(pixel distance, kernel distance, its error bar)` for each of COUNTS; `way` None is the teacher alone."""
     from diffusion_utils import Diffusion, generate, get_data, get_loader
-    from more.flow import FEW_STEPS
+    from diffusion_course.objectives import FEW_STEPS
 
     teacher = Diffusion.from_pretrained(FEW_STEPS[20]).eval().requires_grad_(False)
     students = (

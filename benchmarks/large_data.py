@@ -47,7 +47,7 @@ def load_and_train(folder, limit):
     import datasets
 
     from diffusion_utils import Diffusion, DiffusionConfig, Training, get_loader
-    from more.pictures import Pictures
+    from diffusion_course.images import Pictures
 
     with tempfile.TemporaryDirectory() as cache:
         datasets.config.HF_DATASETS_CACHE = cache

@@ -2,7 +2,7 @@
 
     python benchmarks/latent.py        twelve minutes on two CPU cores
 
-Lesson 14's race by the clock. All three train from nothing, ask for the velocity (squared errors, lesson 13), with
+Lesson 17's race by the clock. All three train from nothing, ask for the velocity (squared errors, lesson 13), with
 lesson 04's recipe and as many epochs as fit into their seconds. The pixels get lesson 04's network. The coder gets a
 third of the time and the codes the rest; then the codes alone get one minute, as if the coder had
 been there before. Pixel distance and kernel distance (lesson 07) of 200 samples, three times, to 1,000 held-out
@@ -43,7 +43,7 @@ def trained(model, data, loss, seconds, batch_size=32, **recipe):
 
 def new(**shape):
     from diffusion_utils import DiffusionConfig
-    from more.flow import Answering
+    from diffusion_course.objectives import Answering
 
     torch.manual_seed(0)
     return start_at_zero(Answering(DiffusionConfig(**shape, target="v")))
@@ -51,8 +51,8 @@ def new(**shape):
 
 def pixels():
     from diffusion_utils import CPU_SHAPE, generate
-    from more.flow import target_loss
-    from more.quality import labelled_faces
+    from diffusion_course.objectives import target_loss
+    from diffusion_course.quality import labelled_faces
 
     diffusion = new(**CPU_SHAPE | dict(image_size=64))
     seconds, images = trained(diffusion, labelled_faces("train", 64)[0], target_loss, BUDGET)
@@ -62,9 +62,9 @@ def pixels():
 def codes():
     """Three rows: the codes' race with the coder's training in it, the codes alone for a minute, and the floor."""
     from diffusion_utils import generate, get_data
-    from more.flow import target_loss
-    from more.latent import Coder, coder_loss, codes_of, pictures_of
-    from more.quality import labelled_faces
+    from diffusion_course.objectives import target_loss
+    from diffusion_course.latents import Coder, coder_loss, codes_of, pictures_of
+    from diffusion_course.quality import labelled_faces
 
     faces, held_out = labelled_faces("train", 64)[0], torch.from_numpy(get_data(split="test", limit=1000))
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ def asked(target, power, seed):
         get_data,
         get_loader,
     )
-    from more.flow import Answering, target_loss
+    from diffusion_course.objectives import Answering, target_loss
 
     torch.manual_seed(seed)
     diffusion = start_at_zero(Answering(DiffusionConfig(**CPU_SHAPE, target=target)))

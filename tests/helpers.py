@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from diffusion_utils import ROOT, Diffusion, DiffusionConfig, Training, get_loader
-from more.long_training import carry_on
+from diffusion_course.long_runs import carry_on
 
 TRAIN = str(ROOT / "train.py")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -33,9 +33,9 @@ from diffusion_utils import (
     square_rgb,
     train,
 )
-from more.long_training import carry_on
-from more.pictures import Pictures, look_through, picture_files
-from more.quality import FaceClassifier, face_features, pixel_distance
+from diffusion_course.long_runs import carry_on
+from diffusion_course.images import Pictures, look_through, picture_files
+from diffusion_course.quality import FaceClassifier, face_features, pixel_distance
 
 
 def jpeg(**options):

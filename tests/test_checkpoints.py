@@ -1,4 +1,4 @@
-"""Lesson 10: a training that is stopped, killed or disturbed, and goes on; train.py; several processes."""
+"""Lesson 11: a training that is stopped, killed or disturbed, and goes on; train.py; several processes."""
 
 import json
 import math
@@ -29,9 +29,9 @@ from helpers import (
 
 import train as command
 from diffusion_utils import GPU_RECIPE, Diffusion, DiffusionConfig, Training, generate, l1_loss, schedule
-from more import long_training
-from more.long_training import carry_on, checkpoints, stop_button
-from more.samplers import PURE_NOISE, time_of
+from diffusion_course import long_training
+from diffusion_course.long_runs import carry_on, checkpoints, stop_button
+from diffusion_course.samplers import PURE_NOISE, time_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -588,7 +588,7 @@ import torch
 from accelerate import Accelerator
 from helpers import go_on, loader, names, tiny
 from diffusion_utils import Training, _accelerator
-from more.long_training import carry_on
+from diffusion_course.long_runs import carry_on
 folder = {str(tmp_path)!r}
 diffusion, seen = tiny(), []
 accelerator = _accelerator(mixed_precision="bf16", dynamo_backend="eager")
@@ -813,7 +813,7 @@ import sys, torch, numpy as np
 from accelerate import PartialState
 from helpers import tiny
 from diffusion_utils import Training, get_loader, l1_loss
-from more.long_training import carry_on
+from diffusion_course.long_runs import carry_on
 data = np.arange(32, dtype=np.float32)[:, None, None, None] / 32 * np.ones((1, 3, 8, 8), dtype=np.float32)
 seen = []
 def loss(diffusion, images):

@@ -13,7 +13,7 @@ import diffusion_utils
 from diffusion_utils import ROOT
 
 CORE = Path(diffusion_utils.__file__)
-MORE = sorted(path for path in (ROOT / "more").glob("*.py") if path.stem != "__init__")
+MORE = sorted(path for path in (ROOT / "diffusion_course").glob("*.py") if path.stem != "__init__")
 MODULES = [CORE, *MORE]
 SIBLINGS = {path.stem for path in ROOT.glob("*.py")} | {
     path.name for path in ROOT.iterdir() if any(path.glob("*.py"))

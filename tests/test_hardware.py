@@ -10,7 +10,7 @@ from torch import nn
 
 import diffusion_utils
 from diffusion_utils import TOY_MODEL, Diffusion, Training, _accelerator, _agrees, _device, generate, train
-from more.long_training import carry_on
+from diffusion_course.long_runs import carry_on
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def run(kernels, tmp_path):
 
 PUBLISH = """
 from diffusion_utils import Diffusion
-from more.pictures import publish
+from diffusion_course.images import publish
 diffusion = Diffusion.from_pretrained("local")
 try:
     publish(diffusion, "me/faces")

@@ -30,7 +30,7 @@ from diffusion_utils import (
     starting_noise,
     train,
 )
-from more.quality import pixel_distance
+from diffusion_course.quality import pixel_distance
 
 ARTICLE = json.loads((Path(__file__).parent / "article_reference.json").read_text())
 

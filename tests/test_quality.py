@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffusion_utils import TOY_FACES, get_data
-from more.quality import (
+from diffusion_course.quality import (
     FACE_CLASSIFIER,
     HEADS,
     FaceClassifier,

@@ -1,4 +1,4 @@
-"""Lesson 11: steps other than DDIM, against diffusers' schedulers of the same name and against exact answers."""
+"""Lesson 12: steps other than DDIM, against diffusers' schedulers of the same name and against exact answers."""
 
 import math
 from functools import partial
@@ -19,7 +19,7 @@ from diffusion_utils import (
     schedule,
     starting_noise,
 )
-from more.samplers import (
+from diffusion_course.samplers import (
     FROM_PURE_NOISE,
     PURE_NOISE,
     ancestral,

@@ -20,8 +20,8 @@ from helpers import BROWSER, BROWSER_OPTIONS
 from PIL import Image
 
 from diffusion_utils import LARGE_MODEL, TOY_MODEL, Diffusion, ddim, generate
-from more.flow import FEW_STEPS
-from more.samplers import dpm_solver, karras
+from diffusion_course.objectives import FEW_STEPS
+from diffusion_course.samplers import dpm_solver, karras
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)  # its exporter was another
@@ -131,7 +131,7 @@ def test_the_same_face_as_in_pytorch(page, folder, steps, sampler):
 @needs_a_browser
 @pytest.mark.parametrize("folder", WORDS, ids=lambda folder: folder.name)
 def test_the_same_face_from_words(page, folder):
-    from more.guidance import ask, tokens
+    from diffusion_course.conditioning import ask, tokens
 
     diffusion = export_onnx.load(folder)
     vocabulary = diffusion.config.vocabulary

@@ -37,10 +37,10 @@ class Answer(nn.Module):
 
 
 def load(folder):
-    """The model in `folder`; one that is asked in words is lesson 12's."""
+    """The model in `folder`; one that is asked in words is lesson 15's."""
     if "vocabulary" not in json.loads((folder / "config.json").read_text("utf-8")):
         return Diffusion.from_pretrained(folder)
-    from more.guidance import Conditional
+    from diffusion_course.conditioning import Conditional
 
     return Conditional.from_pretrained(folder)
 
@@ -50,7 +50,7 @@ def inputs(diffusion):
     size, channels = diffusion.config.image_size, diffusion.config.channels
     found = {"noisy": torch.zeros(1, channels, size, size), "time": torch.full((1, 1, 1, 1), 0.5)}
     if hasattr(diffusion.config, "vocabulary"):
-        from more.guidance import LENGTH
+        from diffusion_course.conditioning import LENGTH
 
         found["words"] = torch.zeros(1, LENGTH, dtype=torch.long)
     return found
@@ -113,7 +113,7 @@ def export(folder, target):
         "weights": sum(weight.numel() for weight in diffusion.parameters()),
         "image_size": diffusion.config.image_size,
         "steps": getattr(diffusion.config, "steps", 20),  # students of lesson 13 have learned another number
-        "largest_sigma": getattr(diffusion.config, "largest_sigma", None),  # see lesson 11
+        "largest_sigma": getattr(diffusion.config, "largest_sigma", None),  # see lesson 12
         "mean": diffusion.norm.running_mean.tolist(),
         "deviation": diffusion.norm.running_var.sqrt().tolist(),
     }

@@ -6,7 +6,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "diffusion_utils.py"
-MODULES = [CORE, *sorted((ROOT / "more").glob("[a-z]*.py"))]
+MODULES = [CORE, *sorted((ROOT / "diffusion_course").glob("[a-z]*.py"))]
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 HELP = ROOT / "notebooks" / "it_does_not_work.ipynb"  # a page to look things up, no lesson
 NOTEBOOKS = [*LESSONS, HELP]

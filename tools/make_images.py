@@ -25,11 +25,11 @@ from diffusion_utils import (  # noqa: E402
     generate,
     starting_noise,
 )
-from more.flow import FEW_STEPS  # noqa: E402
-from more.guidance import WORDS_MODEL, Conditional, ask  # noqa: E402
-from more.latent import CODES_MODEL, FACE_CODES, codes_of, load_coder, pictures_of  # noqa: E402
-from more.quality import labelled_faces  # noqa: E402
-from more.samplers import FROM_PURE_NOISE  # noqa: E402
+from diffusion_course.objectives import FEW_STEPS  # noqa: E402
+from diffusion_course.conditioning import WORDS_MODEL, Conditional, ask  # noqa: E402
+from diffusion_course.latents import CODES_MODEL, FACE_CODES, codes_of, load_coder, pictures_of  # noqa: E402
+from diffusion_course.quality import labelled_faces  # noqa: E402
+from diffusion_course.samplers import FROM_PURE_NOISE  # noqa: E402
 
 ASKED = [  # one row each on the card of the model that is asked in words
     "a smiling face with round glasses and blue hair, yellow background",

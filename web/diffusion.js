@@ -1,5 +1,5 @@
 // The loop that draws, in plain JavaScript. It is lesson 05's, word for word where the language allows;
-// dpmSolver is lesson 11's. A picture is a Float32Array: all of its red, then all green, then all blue, row by
+// dpmSolver is lesson 12's. A picture is a Float32Array: all of its red, then all green, then all blue, row by
 // row, normalised to mean 0 and standard deviation 1. `predict(noisy, time)` asks the network.
 
 const [START, END] = [Math.acos(0.95), Math.acos(0.02)];
@@ -26,7 +26,7 @@ export function predictor(answer, words) {
   };
 }
 
-// Go from the guess of `free` to that of `asked`, and beyond: classifier-free guidance. Lesson 12.
+// Go from the guess of `free` to that of `asked`, and beyond: classifier-free guidance. Lesson 15.
 export function guide(asked, free, strength) {
   return async function guided(noisy, time) {
     const [guesses, others] = [await asked(noisy, time), await free(noisy, time)];
@@ -34,7 +34,7 @@ export function guide(asked, free, strength) {
   };
 }
 
-// The numbers of the words of a sentence in the vocabulary, from 1 on, then zeros; commas count as words. Lesson 12.
+// The numbers of the words of a sentence in the vocabulary, from 1 on, then zeros; commas count as words. Lesson 15.
 // A sentence that is too long, or has words that the network does not know, is an Error that says so.
 export function tokens(sentence, vocabulary, length) {
   const words = sentence.toLowerCase().match(/[^\s,.;:!?]+|,/g) ?? [];
@@ -50,7 +50,7 @@ export async function ddim(predict, noisy, time, nextTime) {
   return [mix(image, noise, nextTime), image];
 }
 
-// A step that remembers the last guess, and where guesses are heading: DPM-Solver++ 2M. Lesson 11.
+// A step that remembers the last guess, and where guesses are heading: DPM-Solver++ 2M. Lesson 12.
 export function dpmSolver() {
   let last = null;
   return async function step(predict, noisy, time, nextTime) {
@@ -80,7 +80,7 @@ export function evenly(steps) {
 }
 
 // Times to 0 at which the logarithm of sigma = noiseRate / signalRate is even, from `largest` on. For a network
-// that was trained in purer noise than that of time 1. Lesson 11.
+// that was trained in purer noise than that of time 1. Lesson 12.
 export function fromSigma(largest, steps) {
   const [high, low] = [Math.log(largest), Math.log(Math.tan(START))];
   const sigmas = evenly(steps).map((share) => Math.exp(low + share * (high - low)));

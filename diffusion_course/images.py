@@ -1,6 +1,6 @@
-"""Your own pictures, in the order of lesson 09.
+"""Your own pictures, in the order of lesson 10.
 
-Lesson 09  picture_files, look_through, Pictures, publish
+Lesson 10  picture_files, look_through, Pictures, publish
 
     rows = picture_files("my photos")            whatever its files are called
     for path, picture, reason in look_through(rows):
@@ -34,7 +34,7 @@ PHOTOS = {".heic", ".heif", ".avif", ".jxl", ".qoi", ".dng", ".cr2", ".cr3", ".n
 
 
 def picture_files(folder):
-    """All picture files in `folder` and the folders in it, sorted, as rows for `get_data`. Lesson 09.
+    """All picture files in `folder` and the folders in it, sorted, as rows for `get_data`. Lesson 10.
 
     Files are taken by their endings; hidden ones are left out, and nothing is guessed from names.
     Pictures that this Pillow cannot open (.heic, .dng) are counted in one warning. Raises ValueError
@@ -64,7 +64,7 @@ def _tell_endings(folder, files, pictures):
 
 
 def look_through(source, size=64, split="train"):
-    """Yield `(path, picture, reason)` for each file of `source`, in no special order. Lesson 09.
+    """Yield `(path, picture, reason)` for each file of `source`, in no special order. Lesson 10.
 
     `picture` is a float32 array (3, size, size) in [0, 1], and `reason` empty; or `picture` is
     None, and `reason` says why it cannot be read. `path` is as the rows have it, a file's own or a
@@ -81,7 +81,7 @@ def look_through(source, size=64, split="train"):
 
 
 class Pictures(torch.utils.data.Dataset):
-    """All pictures of `source`, each decoded when it is asked for: (3, size, size) in [0, 1]. Lesson 09.
+    """All pictures of `source`, each decoded when it is asked for: (3, size, size) in [0, 1]. Lesson 10.
 
     For more pictures than fit into memory. From a hub id they are downloaded first. Raises
     what `get_data` raises for a source, and ValueError for a file that is not a picture: look
@@ -100,7 +100,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def publish(diffusion, name, token=None, **options):
-    """Publish a model on the hub as `name`, "owner/name"; `options` are those of `push_to_hub`. Lesson 09.
+    """Publish a model on the hub as `name`, "owner/name"; `options` are those of `push_to_hub`. Lesson 10.
 
     The token is kept nowhere. Raises PermissionError without one (`huggingface_hub.login()` or
     HF_TOKEN give one), ConnectionError when the hub refuses or cannot be reached, ValueError or

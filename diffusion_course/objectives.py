@@ -17,7 +17,7 @@ from functools import partial
 import torch
 
 from diffusion_utils import ROOT, Diffusion, Training, _check, ddim, mix, predict, schedule
-from more.samplers import velocity
+from diffusion_course.samplers import velocity
 
 # Models that ship, by the steps they draw in: a teacher that predicts v, and what its students have learned.
 FEW_STEPS = {20: ROOT / "pretrained" / "toy_faces_32_v"}

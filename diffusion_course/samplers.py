@@ -1,6 +1,6 @@
-"""Better steps from noise to picture, in the order of lesson 11.
+"""Better steps from noise to picture, in the order of lesson 12.
 
-Lesson 11  angle, velocity, heun, dpm_solver, time_of, karras, heun_along_sigma, ancestral
+Lesson 12  angle, velocity, heun, dpm_solver, time_of, karras, heun_along_sigma, ancestral
 
 A step is what `sample` and `generate` of lesson 05 take: `step(predict, noisy, time, next_time)`
 gives the next noisy picture and a guess at the clean one.
@@ -19,19 +19,19 @@ PURE_NOISE = 200.0  # the sigma at which nothing is seen of a picture, not even 
 
 
 def angle(time):
-    """Where on the quarter circle `time` lies: noise_rate is its sine, signal_rate its cosine. Lesson 11."""
+    """Where on the quarter circle `time` lies: noise_rate is its sine, signal_rate its cosine. Lesson 12."""
     noise_rate, signal_rate = schedule(time)
     return torch.atan2(noise_rate, signal_rate)
 
 
 def velocity(noise, image, time):
-    """How a noisy picture changes as its angle grows: signal_rate · noise - noise_rate · image. Lesson 11."""
+    """How a noisy picture changes as its angle grows: signal_rate · noise - noise_rate · image. Lesson 12."""
     noise_rate, signal_rate = schedule(time)
     return signal_rate * noise - noise_rate * image
 
 
 def heun(predict, noisy, time, next_time):
-    """A step along the arc with the mean of two velocities, here and there. Lesson 11.
+    """A step along the arc with the mean of two velocities, here and there. Lesson 12.
 
     Two evaluations a step. Heun's method, for the angle in place of EDM's sigma (Karras et al.
     2022, algorithm 1).
@@ -46,7 +46,7 @@ def heun(predict, noisy, time, next_time):
 
 
 def dpm_solver():
-    """A step that remembers the last guess, and where guesses are heading: DPM-Solver++ 2M. Lesson 11.
+    """A step that remembers the last guess, and where guesses are heading: DPM-Solver++ 2M. Lesson 12.
 
     One evaluation a step. Each call of `dpm_solver()` gives a step with a memory of its own; a
     drawing that begins anew is noticed. Lu et al. 2022, algorithm 2.
@@ -69,13 +69,13 @@ def dpm_solver():
 
 
 def time_of(sigma):
-    """The time at which noise_rate / signal_rate is `sigma`, a number. Lesson 11."""
+    """The time at which noise_rate / signal_rate is `sigma`, a number. Lesson 12."""
     first, last = float(angle(0.0)), float(angle(1.0))
     return (math.atan(sigma) - first) / (last - first)
 
 
 def karras(steps, rho=7.0, largest=None):
-    """Times from 1 to 0 whose sigma = noise_rate / signal_rate, to the power 1 / rho, is even. Lesson 11.
+    """Times from 1 to 0 whose sigma = noise_rate / signal_rate, to the power 1 / rho, is even. Lesson 12.
 
     Larger `rho`: more steps where there is little noise; `math.inf` is even in log sigma, and so in the
     logarithm of the signal-to-noise ratio. `largest`: the first sigma, in place of that at time 1, which is
@@ -99,7 +99,7 @@ FROM_PURE_NOISE = dict(steps=karras(20, math.inf, PURE_NOISE), sampler=dpm_solve
 
 
 def heun_along_sigma(predict, noisy, time, next_time):
-    """A step along sigma = noise_rate / signal_rate, with the mean of two noises. Lesson 11.
+    """A step along sigma = noise_rate / signal_rate, with the mean of two noises. Lesson 12.
 
     Two evaluations a step; with few steps from a large sigma it fails. Karras et al. 2022, algorithm 1
     without its dice.
@@ -112,7 +112,7 @@ def heun_along_sigma(predict, noisy, time, next_time):
 
 
 def ancestral(eta=1.0, seed=None):
-    """A step that also adds fresh noise: with `eta` = 1 that of DDPM, with 0 DDIM. Lesson 11.
+    """A step that also adds fresh noise: with `eta` = 1 that of DDPM, with 0 DDIM. Lesson 12.
 
     The same `seed` gives the same noise; None takes PyTorch's global generator. One
     evaluation a step. Song et al. 2020, equations 12 and 16. Raises ValueError unless 0 ≤ eta ≤ 1.

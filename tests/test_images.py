@@ -1,4 +1,4 @@
-"""Lesson 09: pictures from anywhere, one by one, and what is said of those that cannot be read."""
+"""Lesson 10: pictures from anywhere, one by one, and what is said of those that cannot be read."""
 
 import os
 import sys
@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from diffusion_utils import TOY_FACES, _files, _pictures, get_data, get_loader
-from more import pictures
-from more.pictures import Pictures, look_through, picture_files, publish
+from diffusion_course import pictures
+from diffusion_course.images import Pictures, look_through, picture_files, publish
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links and odd names need rights there")
 

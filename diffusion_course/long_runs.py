@@ -1,6 +1,6 @@
-"""What a training of hours or days needs around its loop, in the order of lesson 10.
+"""What a training of hours or days needs around its loop, in the order of lesson 11.
 
-Lesson 10  fingerprint, settings, checkpoints, remove, parts, save_checkpoint,
+Lesson 11  fingerprint, settings, checkpoints, remove, parts, save_checkpoint,
            load_checkpoint, prepare_folder, fetch_losses, stop_button, enough_memory, progress,
            finish, carry_on
 
@@ -37,7 +37,7 @@ FILES = "config.json", "model.safetensors", "training.pt", MARK  # all that a ch
 
 
 def fingerprint(pictures):
-    """A number that tells one data set from another, by 16 of its items. Lesson 10.
+    """A number that tells one data set from another, by 16 of its items. Lesson 11.
 
     An item may be a picture, or a tuple, list or dict of arrays, tensors and numbers.
     """
@@ -56,7 +56,7 @@ def fingerprint(pictures):
 
 
 def settings(training):
-    """All that a training's result depends on, by name. Lesson 10.
+    """All that a training's result depends on, by name. Lesson 11.
 
     With a cosine that includes the number of epochs; without one, more may be asked for later.
     """
@@ -70,7 +70,7 @@ def settings(training):
 
 
 def checkpoints(folder):
-    """The checkpoints in `folder`, oldest first. What only looks like one is not among them. Lesson 10."""
+    """The checkpoints in `folder`, oldest first. What only looks like one is not among them. Lesson 11."""
     found = sorted(Path(folder).glob("step-*"))
     return [path for path in found if path.name == f"step-{_step(path):08}" and not path.is_symlink()]
 
@@ -84,7 +84,7 @@ def _step(path):
 
 
 def remove(checkpoint):
-    """Remove a checkpoint, whole or not. What else lies in its folder stays, and so does the folder. Lesson 10."""
+    """Remove a checkpoint, whole or not. What else lies in its folder stays, and so does the folder. Lesson 11."""
     for name in FILES:
         (checkpoint / name).unlink(missing_ok=True)
     if not any(checkpoint.iterdir()):
@@ -92,14 +92,14 @@ def remove(checkpoint):
 
 
 def parts(training):
-    """The parts of a training that change, by name; each has a state_dict. Lesson 10."""
+    """The parts of a training that change, by name; each has a state_dict. Lesson 11."""
     named = {"raw": training.diffusion, "average": training.average.module, "optimizer": training.optimizer,
              "rates": training.rates, "scaler": training.accelerator.scaler}  # fmt: skip
     return {name: part for name, part in named.items() if part is not None}
 
 
 def save_checkpoint(training, folder, keep=2):
-    """Write the checkpoint `step-...` into `folder`, and keep the last ones. Lesson 10.
+    """Write the checkpoint `step-...` into `folder`, and keep the last ones. Lesson 11.
 
         config.json, model.safetensors    the averaged weights, for `from_pretrained`
         training.pt                       both sets of weights, optimizer, learning rate, history
@@ -137,7 +137,7 @@ def save_checkpoint(training, folder, keep=2):
 
 
 def load_checkpoint(training, folder):
-    """Go on from the newest checkpoint in `folder`, if there is one. Lesson 10.
+    """Go on from the newest checkpoint in `folder`, if there is one. Lesson 11.
 
     One that cannot be read is passed over with a warning; one made in another precision goes on,
     with a note. Raises ValueError when none can be read, or when the training had other
@@ -171,7 +171,7 @@ def load_checkpoint(training, folder):
 
 @contextmanager
 def prepare_folder(training, folder):
-    """Make the folder, lock it, tidy it up, load the newest checkpoint; say now what will fail later. Lesson 10.
+    """Make the folder, lock it, tidy it up, load the newest checkpoint; say now what will fail later. Lesson 11.
 
     Within it no other training can use the folder. The lock goes when the process ends, however it
     ends. Raises what `carry_on` raises at its start.
@@ -203,7 +203,7 @@ def prepare_folder(training, folder):
 
 
 def fetch_losses(training):
-    """Fetch the losses from the device; returns the mean of the last 50. Lesson 10.
+    """Fetch the losses from the device; returns the mean of the last 50. Lesson 11.
 
     Raises FloatingPointError that names the step when one is not finite, or a weight is not.
     """
@@ -220,7 +220,7 @@ def fetch_losses(training):
 
 @contextmanager
 def stop_button():
-    """Within it, Ctrl-C, Jupyter's stop button and SIGTERM only set the event that it yields. Lesson 10.
+    """Within it, Ctrl-C, Jupyter's stop button and SIGTERM only set the event that it yields. Lesson 11.
 
     (Clusters and Colab send SIGTERM some seconds before they take the machine away.) A second
     time they interrupt, as always. Where several processes train together, and in threads, all
@@ -245,7 +245,7 @@ def stop_button():
 
 @contextmanager
 def enough_memory(batch_size):
-    """Say what to do when the GPU's memory does not hold a batch. Lesson 10."""
+    """Say what to do when the GPU's memory does not hold a batch. Lesson 11."""
     try:
         yield
     except RuntimeError as error:  # Apple's GPU has no error class of its own for this
@@ -256,14 +256,14 @@ def enough_memory(batch_size):
 
 
 def progress(training):
-    """A progress bar that starts where the training is; it counts the images of all processes. Lesson 10."""
+    """A progress bar that starts where the training is; it counts the images of all processes. Lesson 11."""
     size, main = training.loader.total_batch_size, training.accelerator.is_main_process
     total, done = len(training) * size, training.step * size
     return tqdm(total=total, initial=done, unit=" images", mininterval=1, disable=not main)
 
 
 def finish(training, together=True):
-    """Give the averaged weights to the model; `together`, all processes get the same. Lesson 10."""
+    """Give the averaged weights to the model; `together`, all processes get the same. Lesson 11."""
     for buffer in training.average.module.buffers() if together else ():
         broadcast(buffer)  # BatchNorm's statistics, from the first process to all
     training.finish()
@@ -272,7 +272,7 @@ def finish(training, together=True):
 
 
 def carry_on(training, folder, every=1000):
-    """Loop over `training`, and keep its state in `folder`: the same loop again carries on. Lesson 10.
+    """Loop over `training`, and keep its state in `folder`: the same loop again carries on. Lesson 11.
 
         for step in carry_on(training, "my_checkpoints"):
             ...

@@ -1,4 +1,4 @@
-"""Lesson 12: what is told reaches the network, guidance is its formula, sentences are understood."""
+"""Lesson 15: what is told reaches the network, guidance is its formula, sentences are understood."""
 
 import math
 import random
@@ -8,7 +8,7 @@ import torch
 from helpers import same, tiny
 
 from diffusion_utils import Diffusion, DiffusionConfig, Training, generate
-from more.guidance import (
+from diffusion_course.conditioning import (
     ANSWERS,
     LENGTH,
     NAMES,
@@ -29,7 +29,7 @@ from more.guidance import (
     translation_loss,
     wish,
 )
-from more.quality import HEADS, attributes, labelled_faces, load_classifier
+from diffusion_course.quality import HEADS, attributes, labelled_faces, load_classifier
 
 
 def small(ordered=False, predicts="v", **options):

@@ -7,7 +7,7 @@ import torch
 from helpers import loader, tiny
 
 from diffusion_utils import Diffusion, DiffusionConfig, Training, ddim, generate, mix, predict, schedule
-from more.flow import (
+from diffusion_course.objectives import (
     FEW_STEPS,
     Answering,
     distill,
@@ -18,7 +18,7 @@ from more.flow import (
     target_loss,
     targets,
 )
-from more.samplers import time_of
+from diffusion_course.samplers import time_of
 
 TARGETS = "noise", "picture", "v", "flow"
 SMALL = {"image_size": 8, "widths": (8, 16), "block_depth": 1}

@@ -1,6 +1,6 @@
-"""Ask for what you want: attributes, guidance and words, in the order of lesson 12.
+"""Ask for what you want: attributes, guidance and words, in the order of lesson 15.
 
-Lesson 12  attributes: told_faces, wish, Bag, ToldResidual, ToldUNet, Conditional, leave_out, conditional_loss
+Lesson 15  attributes: told_faces, wish, Bag, ToldResidual, ToldUNet, Conditional, leave_out, conditional_loss
            guidance:   Asked, Guided
            words:      caption, tidy, tokens, Sentence, translation_loss, ask
 
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from diffusion_utils import ROOT, TOY_FACES, Diffusion, Residual, UNet, _check, _load, generate, mix, schedule
-from more.quality import labelled_faces
+from diffusion_course.quality import labelled_faces
 
 WORDS_MODEL = ROOT / "pretrained" / "toy_faces_words_32"  # a Conditional that understands sentences
 
@@ -59,7 +59,7 @@ SIZE = 96  # numbers in which a network is told what to draw
 
 
 def told_faces(split="train", size=32):
-    """The toy faces of a split, and what can be said of each. Lesson 12.
+    """The toy faces of a split, and what can be said of each. Lesson 15.
 
     Returns `(faces, said)`: (N, 3, size, size) in [0, 1], and (N, 12) numbers of ANSWERS from 1 on, one
     for each attribute in NAMES. Of the colour of a hat that is not there nothing is said: 0.
@@ -76,7 +76,7 @@ def told_faces(split="train", size=32):
 
 
 def wish(**wanted):
-    """What is `wanted`, as in wish(hat="cap", hat_color="red"), as numbers (1, 12). Lesson 12.
+    """What is `wanted`, as in wish(hat="cap", hat_color="red"), as numbers (1, 12). Lesson 15.
 
     Raises ValueError that names an attribute, or a value, that does not exist.
     """
@@ -89,7 +89,7 @@ def wish(**wanted):
 
 
 class Bag(nn.Module):
-    """The sum of what each number says, in any order: (N, L) gives (N, size), of zeros gives zeros. Lesson 12."""
+    """The sum of what each number says, in any order: (N, L) gives (N, size), of zeros gives zeros. Lesson 15."""
 
     def __init__(self, count, size=SIZE):
         super().__init__()
@@ -103,7 +103,7 @@ class ToldResidual(Residual):
     """A Residual that is told something: after its first convolution each channel is scaled and shifted.
 
     forward: x (N, channel_in, S, S) and told (N, size). At first it does as if nothing was said.
-    Perez et al. 2018, FiLM. Lesson 12.
+    Perez et al. 2018, FiLM. Lesson 15.
     """
 
     def __init__(self, channel_in, channel_out, size=SIZE):
@@ -120,7 +120,7 @@ class ToldResidual(Residual):
 
 
 class ToldUNet(UNet):
-    """The U-Net of lesson 03, each block of which is told something. Lesson 12.
+    """The U-Net of lesson 03, each block of which is told something. Lesson 15.
 
     forward: x as in UNet, told (N, size). The weights of a UNet fit.
     """
@@ -147,7 +147,7 @@ class ToldUNet(UNet):
 
 
 class Conditional(Diffusion):
-    """A diffusion model that can be told what to draw. Lesson 12.
+    """A diffusion model that can be told what to draw. Lesson 15.
 
     `config`: a DiffusionConfig with `vocabulary`, a list of what can be said, and `ordered`: whether
     the order counts, as in sentences. `answer(noisy, time, said)` is told `said` (N, L) or (1, L), whose
@@ -173,14 +173,14 @@ class Conditional(Diffusion):
 
 
 def leave_out(said, everything=0.1):
-    """Forget some of `said` (N, L): from some faces little, from some a lot, from a tenth all. Lesson 12."""
+    """Forget some of `said` (N, L): from some faces little, from some a lot, from a tenth all. Lesson 15."""
     share = torch.rand(len(said), 1, device=said.device) ** 2
     share[torch.rand(len(said), device=said.device) < everything] = 1
     return said * (torch.rand(said.shape, device=said.device) >= share)
 
 
 def conditional_loss(diffusion, batch):
-    """The mean squared error of the velocity, v, for faces of which some things are told. Lesson 12.
+    """The mean squared error of the velocity, v, for faces of which some things are told. Lesson 15.
 
     `batch`: pictures (N, 3, S, S) in [0, 1] and what can be said of them (N, L). Times near pure
     noise, where large things are decided, come more often than in lesson 04.
@@ -197,7 +197,7 @@ def conditional_loss(diffusion, batch):
 
 
 class Asked(nn.Module):
-    """A model that is told `said` (1, L) or (N, L) whenever it is asked; it draws like any other. Lesson 12."""
+    """A model that is told `said` (1, L) or (N, L) whenever it is asked; it draws like any other. Lesson 15."""
 
     def __init__(self, diffusion, said):
         super().__init__()
@@ -209,7 +209,7 @@ class Asked(nn.Module):
 
 
 class Guided(nn.Module):
-    """Go from the answer of `free` to that of `asked`, and beyond: classifier-free guidance. Lesson 12.
+    """Go from the answer of `free` to that of `asked`, and beyond: classifier-free guidance. Lesson 15.
 
     Both are models that `generate` takes, as is this one. `strength`: 0 is `free`, 1 is `asked`, and
     more goes beyond it. `between`: the times at which there is guidance; at others `asked` alone is.
@@ -236,7 +236,7 @@ class Guided(nn.Module):
 
 
 def caption(said, dice, vague=0.0):
-    """A sentence that says what `said` (12,) does, in words and an order that `dice` choose. Lesson 12.
+    """A sentence that says what `said` (12,) does, in words and an order that `dice` choose. Lesson 15.
 
     `dice`: a random.Random. With a chance of `vague` a cap is just a hat, and round glasses are glasses.
     """
@@ -270,12 +270,12 @@ def caption(said, dice, vague=0.0):
 
 
 def tidy(sentence):
-    """The sentence without spaces that are too many, and with "an" before a vowel. Lesson 12."""
+    """The sentence without spaces that are too many, and with "an" before a vowel. Lesson 15."""
     return re.sub(r"\ba (?=[aeiou])", "an ", " ".join(sentence.split()))
 
 
 def tokens(sentences, vocabulary):
-    """The numbers of the words of a sentence, or of several, as (N, LENGTH), from 1 on, then zeros. Lesson 12.
+    """The numbers of the words of a sentence, or of several, as (N, LENGTH), from 1 on, then zeros. Lesson 15.
 
     Commas count as words, other signs are left out. Raises TypeError for what is no text, ValueError for a
     sentence without words, for one that is too long, and for words that `vocabulary` does not have.
@@ -294,7 +294,7 @@ def tokens(sentences, vocabulary):
 
 
 class Sentence(nn.Module):
-    """What a sentence says, its order included: (N, L) gives (N, size), of zeros gives zeros. Lesson 12.
+    """What a sentence says, its order included: (N, L) gives (N, size), of zeros gives zeros. Lesson 15.
 
     Each word looks at its neighbours, twice, as pixels do; then all say what they have to say, and it is
     summed up as in `Bag`.
@@ -315,7 +315,7 @@ class Sentence(nn.Module):
 
 
 def translation_loss(bag, sentence, said):
-    """How far what a `sentence` encoder makes of captions is from what the `bag` makes of `said` (N, L). Lesson 12.
+    """How far what a `sentence` encoder makes of captions is from what the `bag` makes of `said` (N, L). Lesson 15.
 
     The mean squared error, as a share of the bag's variance.
     """
@@ -327,7 +327,7 @@ def translation_loss(bag, sentence, said):
 
 
 def ask(diffusion, sentence, n=5, strength=2.0, *, avoid="", between=(0.0, 1.0), **options):
-    """Draw `n` faces as `sentence` says, or one for each of several sentences. Lesson 12.
+    """Draw `n` faces as `sentence` says, or one for each of several sentences. Lesson 15.
 
     `diffusion`: a Conditional whose vocabulary is words; `strength` and `between`: see `Guided`; `avoid`: a
     sentence that says what should not be seen; `options`: those of `generate`. Raises what `tokens`,

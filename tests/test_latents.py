@@ -1,4 +1,4 @@
-"""Lesson 14: codes are pictures, what is written is read at its place, and diffusion draws codes."""
+"""Lesson 17: codes are pictures, what is written is read at its place, and diffusion draws codes."""
 
 import random
 
@@ -8,8 +8,8 @@ from helpers import same
 from safetensors.torch import save_file
 
 from diffusion_utils import DiffusionConfig, Training, generate, get_loader
-from more.flow import Answering, target_loss
-from more.guidance import (
+from diffusion_course.objectives import Answering, target_loss
+from diffusion_course.conditioning import (
     ANSWERS,
     NAMES,
     VOCABULARY,
@@ -21,8 +21,8 @@ from more.guidance import (
     tokens,
     told_faces,
 )
-from more.latent import CODES_MODEL, Coder, coder_loss, codes_of, load_coder, pictures_of, read_off
-from more.quality import HEADS, attributes, face_features, kernel_distance, labelled_faces, load_classifier
+from diffusion_course.latents import CODES_MODEL, Coder, coder_loss, codes_of, load_coder, pictures_of, read_off
+from diffusion_course.quality import HEADS, attributes, face_features, kernel_distance, labelled_faces, load_classifier
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
-"""Draw codes in place of pixels: latent diffusion, in the order of lesson 14.
+"""Draw codes in place of pixels: latent diffusion, in the order of lesson 17.
 
-Lesson 14  coder:  Coder, coder_loss, load_coder
+Lesson 17  coder:  Coder, coder_loss, load_coder
            codes:  codes_of, pictures_of, read_off
 
 A code is a picture, too: 16×16 cells, four numbers in [0, 1] in each. So whatever draws pictures
@@ -21,14 +21,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from diffusion_utils import ROOT, Residual, _device
-from more.guidance import ANSWERS, NAMES, VOCABULARY, Bag, caption, tokens
+from diffusion_course.conditioning import ANSWERS, NAMES, VOCABULARY, Bag, caption, tokens
 
 FACE_CODES = ROOT / "pretrained" / "face_codes"  # a Coder
-CODES_MODEL = ROOT / "pretrained" / "toy_faces_words_codes"  # a Conditional of lesson 12 that draws codes
+CODES_MODEL = ROOT / "pretrained" / "toy_faces_words_codes"  # a Conditional of lesson 15 that draws codes
 
 
 class Coder(nn.Module):
-    """Two networks: one turns pictures into codes, the other codes into pictures. Lesson 14.
+    """Two networks: one turns pictures into codes, the other codes into pictures. Lesson 17.
 
     `encode`: (N, 3, S, S) gives (N, channels, S/4, S/4) in [0, 1], S a multiple of 4; `decode` goes back. Both
     first fold blocks of 4×4 pixels into 48 channels, or unfold them last. Rombach et al. 2022, in small.
@@ -60,7 +60,7 @@ class Coder(nn.Module):
 
 
 def coder_loss(coder, images, noise=0.03):
-    """How far rebuilt pictures are from `images` (N, 3, S, S), in their colours and in their edges. Lesson 14.
+    """How far rebuilt pictures are from `images` (N, 3, S, S), in their colours and in their edges. Lesson 17.
 
     Mean absolute differences: of the pixels, and of the steps from each pixel to its neighbours. A
     little `noise` lies on the codes, since those that will be drawn are never quite right.
@@ -71,7 +71,7 @@ def coder_loss(coder, images, noise=0.03):
 
 
 def load_coder(folder=FACE_CODES):
-    """The Coder whose weights lie in `folder`, in eval mode, on the GPU if there is one. Lesson 14.
+    """The Coder whose weights lie in `folder`, in eval mode, on the GPU if there is one. Lesson 17.
 
     Raises FileNotFoundError without `model.safetensors` there, RuntimeError when weights are
     missing or of another shape.
@@ -83,7 +83,7 @@ def load_coder(folder=FACE_CODES):
 
 @torch.no_grad()
 def codes_of(coder, images, batch_size=100):
-    """The codes of many pictures, (N, channels, S/4, S/4), on the CPU. Lesson 14.
+    """The codes of many pictures, (N, channels, S/4, S/4), on the CPU. Lesson 17.
 
     `images` (N, 3, S, S): a tensor on any device or an array. The coder is put in eval mode.
     """
@@ -96,7 +96,7 @@ def codes_of(coder, images, batch_size=100):
 
 @torch.no_grad()
 def pictures_of(coder, codes, batch_size=100):
-    """The pictures of many codes, (N, 3, S, S) in [0, 1], on the CPU. Lesson 14."""
+    """The pictures of many codes, (N, 3, S, S) in [0, 1], on the CPU. Lesson 17."""
     coder.eval()
     device = next(coder.parameters()).device
     return torch.cat([coder.decode(part.to(device)).clip(0, 1).cpu() for part in codes.split(batch_size)])
@@ -104,7 +104,7 @@ def pictures_of(coder, codes, batch_size=100):
 
 @torch.no_grad()
 def read_off(sentence, count=20):
-    """A `Bag` of attributes that says what a `sentence` encoder makes of each of ANSWERS alone. Lesson 14.
+    """A `Bag` of attributes that says what a `sentence` encoder makes of each of ANSWERS alone. Lesson 17.
 
     Of each answer it takes the mean over `count` captions that say nothing else. The bag is frozen.
     """
