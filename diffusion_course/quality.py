@@ -1,13 +1,7 @@
-"""How good are the pictures? The numbers that lesson 07 builds, in its order.
+"""How good are the images? The metrics that lesson 07 builds, in its order.
 
-Lesson 07  ruler:      labelled_faces, FaceClassifier, classifier_loss, train_classifier, load_classifier,
-                       face_features, attributes
-           distances:  feature_pair, frechet_distance, pixel_distance, kernel_distance, error_bar
-           benchmarks: published
-           copies:     nearest
-
-Pictures are float32 tensors of shape (N, 3, S, S) with values in [0, 1], as everywhere in
-the course. Features are float64 tensors of shape (N, D): D numbers for each picture.
+Images are float32 tensors of shape (N, 3, S, S) with values in [0, 1], as everywhere in
+the course. Features are float64 tensors of shape (N, D): D numbers for each image.
 
     classifier = load_classifier()
     reference = face_features(classifier, labelled_faces("test")[0])
@@ -17,6 +11,7 @@ the course. Features are float64 tensors of shape (N, D): D numbers for each pic
 
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from safetensors.torch import load_file
@@ -24,11 +19,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
-from diffusion_utils import ROOT, TOY_FACES, Training, _check, _device, _load, square_rgb
+from diffusion_utils import ROOT, TOY_FACES, Training, pick_accelerator, square_rgb
 
 FACE_CLASSIFIER = ROOT / "pretrained" / "face_classifier"  # what train_classifier makes of the training faces
 
-# What the classifier is asked about a face, and the number of possible answers.
+RESULTS = ROOT / "benchmarks" / "results.md"  # what the programs in benchmarks/ have measured
+
+# The attributes that the classifier names, and how many classes each has.
 HEADS = {"skin_tone": 8, "hair_style": 12, "hair_color": 11, "beard": 5, "glasses": 4,
          "hat": 4, "mouth": 2, "smile": 3, "clothes": 6, "background": 10}  # fmt: skip
 
@@ -40,7 +37,7 @@ def labelled_faces(split="train", size=32):
     name in HEADS the class numbers (N,) of the same faces, in the same order. The column
     `smile`, a number from -1 to 1, becomes the classes 0 (down), 1 (straight) and 2 (up).
     """
-    rows = _load(TOY_FACES, split, streaming=False)
+    rows = datasets.load_dataset(str(TOY_FACES), split=split)
     faces = np.stack([np.asarray(square_rgb(face, size)) for face in rows["image"]])
     labels = {name: torch.tensor(rows[name][:]) for name in HEADS}
     labels["smile"] = 1 + (labels["smile"] > 1 / 3).long() - (labels["smile"] < -1 / 3).long()
@@ -51,16 +48,14 @@ class FaceClassifier(nn.Module):
     """A small network that names the attributes of a face. Lesson 07.
 
     forward: (N, 3, S, S) in [0, 1], S at least 32, gives a dict with the scores
-    (N, HEADS[name]) of each attribute. `features` gives the 64 numbers a picture, (N, 64),
-    from which all of them are computed. Pictures are averaged down to 32×32 first.
+    (N, HEADS[name]) of each attribute. `features` gives the 64 numbers an image, (N, 64),
+    from which all of them are computed. Images are averaged down to 32×32 first.
     """
 
     def __init__(self, widths=(48, 96), features=64):
         super().__init__()
-        layers, channels = (
-            [nn.AdaptiveAvgPool2d(32), nn.BatchNorm2d(3, affine=False), nn.PixelUnshuffle(2)],
-            12,
-        )
+        layers = [nn.AdaptiveAvgPool2d(32), nn.BatchNorm2d(3, affine=False), nn.PixelUnshuffle(2)]
+        channels = 12
         for width in widths:
             layers += [
                 nn.Conv2d(channels, width, 3, padding=1),
@@ -72,7 +67,7 @@ class FaceClassifier(nn.Module):
         pixels = (16 // 2 ** len(widths)) ** 2
         layers += [nn.Flatten(), nn.Linear(channels * pixels, features), nn.BatchNorm1d(features), nn.ReLU()]
         self.features = nn.Sequential(*layers)
-        self.heads = nn.ModuleDict({name: nn.Linear(features, answers) for name, answers in HEADS.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(features, classes) for name, classes in HEADS.items()})
 
     def forward(self, images):
         features = self.features(images)
@@ -82,7 +77,7 @@ class FaceClassifier(nn.Module):
 def classifier_loss(classifier, batch):
     """The sum of the cross-entropies of all heads; half of the batches are mirrored. Lesson 07.
 
-    `batch`: pictures (N, 3, S, S) in [0, 1], and class numbers (N, 10) in the order of HEADS.
+    `batch`: images (N, 3, S, S) in [0, 1], and class numbers (N, 10) in the order of HEADS.
     """
     images, labels = batch
     scores = classifier(images.flip(3) if torch.rand(()) < 0.5 else images)
@@ -96,8 +91,8 @@ def train_classifier(faces, labels, epochs=14, batch_size=64, seed=0):
     """
     torch.manual_seed(seed)
     classifier = FaceClassifier()
-    pictures = TensorDataset(faces, torch.stack([labels[name] for name in HEADS], dim=1))
-    loader = DataLoader(pictures, batch_size, shuffle=True, drop_last=True)
+    images = TensorDataset(faces, torch.stack([labels[name] for name in HEADS], dim=1))
+    loader = DataLoader(images, batch_size, shuffle=True, drop_last=True)
     recipe = dict(epochs=epochs, lr=4e-3, weight_decay=0.01, warmup_steps=200, cosine_decay=True, seed=seed)
     for _ in tqdm(Training(classifier, loader, loss=classifier_loss, ema_decay=0.9, **recipe), unit=" steps"):
         pass
@@ -112,7 +107,20 @@ def load_classifier(folder=FACE_CLASSIFIER):
     """
     classifier = FaceClassifier()
     classifier.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-    return classifier.to(_device()).eval()
+    return classifier.to(pick_accelerator().device).eval()
+
+
+def checked_images(images, smallest):
+    """`images` as a tensor; ValueError where a metric of them would mean nothing. Lesson 07.
+
+    They must have the shape (N, 3, S, S), S at least `smallest`, and lie in [0, 1], but for rounding.
+    """
+    images = torch.as_tensor(images).detach()
+    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < smallest:
+        raise ValueError(f"images: (N, 3, S, S) with S from {smallest} on, not {tuple(images.shape)}")
+    if not -0.001 <= images.min() <= images.max() <= 1.001:
+        raise ValueError(f"images: values must lie in [0, 1], not from {images.min()} to {images.max()}")
+    return images
 
 
 @torch.no_grad()
@@ -120,10 +128,11 @@ def face_features(classifier, images, batch_size=100):
     """The classifier's features of `images` (N, 3, S, S): (N, 64), float64, on the CPU. Lesson 07.
 
     `images`: a tensor on any device or an array, in [0, 1]. The classifier is put in eval mode.
+    Raises what `checked_images` raises.
     """
     classifier.eval()
     device = next(classifier.parameters()).device
-    parts = torch.as_tensor(images).split(batch_size)
+    parts = checked_images(images, smallest=32).split(batch_size)
     return torch.cat([classifier.features(part.to(device, torch.float32)).cpu().double() for part in parts])
 
 
@@ -137,19 +146,14 @@ def attributes(classifier, images):
 def feature_pair(features, reference):
     """Both as float64 tensors (N, D) and (M, D) on the CPU, fit to be compared. Lesson 07.
 
-    Raises ValueError that names the argument when it is not a matrix, has fewer than two
-    rows or a number that is not finite, or when the two differ in D.
+    Raises ValueError for what is not a matrix, or has fewer than two rows.
     """
     pair = [torch.as_tensor(matrix).detach().cpu().double() for matrix in (features, reference)]
     for name, matrix in zip(("features", "reference"), pair):
-        if matrix.ndim != 2:
-            raise ValueError(f"{name} must have the shape (pictures, numbers), not {tuple(matrix.shape)}")
-        if len(matrix) < 2:
-            raise ValueError(f"{name}: at least 2 pictures are needed, not {len(matrix)}")
-        if not matrix.isfinite().all():
-            raise ValueError(f"{name} holds numbers that are not finite")
-    if pair[0].shape[1] != pair[1].shape[1]:
-        raise ValueError(f"features has {pair[0].shape[1]} numbers a picture, reference {pair[1].shape[1]}")
+        if matrix.ndim != 2 or len(matrix) < 2:
+            raise ValueError(
+                f"{name} must be a matrix with a row for each of 2 images or more, not {tuple(matrix.shape)}"
+            )
     return pair
 
 
@@ -157,7 +161,7 @@ def frechet_distance(features, reference):
     """The squared Fréchet distance between `features` (N, D) and `reference` (M, D). Lesson 07.
 
     |m₁ - m₂|² + tr(C₁ + C₂ - 2(C₁C₂)^½) with means m and covariance matrices C; 0 is equal.
-    The last trace is that of (C₁^½ C₂ C₁^½)^½, whose matrix is symmetric. The fewer pictures,
+    The last trace is that of (C₁^½ C₂ C₁^½)^½, whose matrix is symmetric. The fewer images,
     the larger the number: compare only for the same N and M.
 
     Heusel et al. 2017, equation 6. Raises what `feature_pair` raises.
@@ -173,17 +177,25 @@ def frechet_distance(features, reference):
 def pixel_distance(images, reference):
     """How far `images` are from `reference`, both (N, 3, S, S) in [0, 1]; 0 is equal. Lesson 07.
 
-    The Fréchet distance of pictures averaged down to 16×16 and projected on the 64 main
+    The Fréchet distance of images averaged down to 16×16 and projected on the 64 main
     directions of `reference`. It needs no classifier, and sees coarse shapes and colours.
-    Raises what `feature_pair` raises.
+    Raises what `checked_images` and `feature_pair` raise.
     """
-    pixels = [
-        nn.functional.adaptive_avg_pool2d(torch.as_tensor(x).cpu(), 16).flatten(1)
-        for x in (images, reference)
-    ]
-    x, y = feature_pair(*pixels)
+    both = [checked_images(part, smallest=16).cpu() for part in (images, reference)]
+    x, y = feature_pair(*(nn.functional.adaptive_avg_pool2d(part, 16).flatten(1) for part in both))
     directions = torch.linalg.svd(y - y.mean(0), full_matrices=False).Vh[:64]
     return frechet_distance(x @ directions.T, y @ directions.T)
+
+
+def kernel(a, b):
+    """How alike each row of `a` (N, D) and each of `b` (M, D) are: (a·b / D + 1)³, (N, M). Lesson 07."""
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def kernel_within(a):
+    """The mean of `kernel` over all pairs of two different rows of `a` (N, D). Lesson 07."""
+    pairs = kernel(a, a)
+    return (pairs.sum() - pairs.trace()) / (len(a) * (len(a) - 1))
 
 
 def kernel_distance(features, reference):
@@ -197,44 +209,38 @@ def kernel_distance(features, reference):
     `feature_pair` raises.
     """
     x, y = feature_pair(features, reference)
-
-    def kernel(a, b):
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
-    def within(a):
-        pairs = kernel(a, a)
-        return (pairs.sum() - pairs.trace()) / (len(a) * (len(a) - 1))
-
-    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
+    return float(kernel_within(x) + kernel_within(y) - 2 * kernel(x, y).mean())
 
 
 def error_bar(features, reference, groups=8):
-    """The standard error of `kernel_distance(features, reference)`, from groups of pictures. Lesson 07.
+    """The standard error of `kernel_distance(features, reference)`, from groups of images. Lesson 07.
 
     The distances of `groups` equal parts of `features` scatter; their standard deviation,
-    divided by √groups, is the error of their mean. For the distance of all pictures at once it
-    is on the safe side: near the floor its error is smaller. `reference` is taken as it is.
-    Raises what `feature_pair` raises, and ValueError when there are fewer than two groups or a
-    group has fewer than two pictures.
+    divided by √groups, is the error of their mean. The part of the distance that `reference` has alone
+    is the same for all groups, so it is left out. For the distance of all images at once the bar
+    is on the safe side: near the floor its error is smaller. Raises what `feature_pair` raises.
     """
     x, y = feature_pair(features, reference)
-    size = len(x) // groups if groups >= 2 else 0
-    if size < 2:
-        raise ValueError(f"groups={groups}: {len(x)} pictures do not make 2 or more groups of 2 or more")
-    distances = [kernel_distance(part, y) for part in x[: groups * size].split(size)]
+    size = len(x) // groups
+    parts = x[: groups * size].split(size)
+    distances = [float(kernel_within(part) - 2 * kernel(part, y).mean()) for part in parts]
     return float(np.std(distances, ddof=1) / groups**0.5)
+
+
+def results(path=RESULTS):
+    """What benchmarks/results.md holds: the text below each title, such as "Ablation (CPU)". Lesson 07."""
+    sections = path.read_text(encoding="utf-8").split("\n## ")[1:]
+    return dict(section.split("\n", 1) for section in sections)
 
 
 def published(title):
     """The rows of a table in benchmarks/results.md that was made on a CPU: lists of its cells, as text. Lesson 07."""
-    text = (ROOT / "benchmarks" / "results.md").read_text(encoding="utf-8")
-    _check(f"## {title} (CPU)" in text, f"title: benchmarks/results.md has no table {title!r}")
-    lines = text.split(f"## {title} (CPU)")[1].split("\n## ")[0].splitlines()
+    lines = results()[f"{title} (CPU)"].splitlines()
     return [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][1:]
 
 
 def nearest(points, reference):
-    """For each of `points` (N, …) the closest of `reference` (M, …), pictures or features. Lesson 07.
+    """For each of `points` (N, …) the closest of `reference` (M, …), images or features. Lesson 07.
 
     Returns `(distances, places)`, both (N,): Euclidean distances, and places in `reference`.
     """
