@@ -1,4 +1,4 @@
-"""What several tests share: small pictures, models and trainings, and programs that run on their own."""
+"""What several tests share: small images, models and training runs, and programs that run on their own."""
 
 import os
 import shutil
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffusion_utils import ROOT, Diffusion, DiffusionConfig, Training, get_loader
 from diffusion_course.long_runs import carry_on
+from diffusion_utils import ROOT, Diffusion, DiffusionConfig, Training, get_loader
 
 TRAIN = str(ROOT / "train.py")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -22,18 +22,18 @@ BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 BROWSER_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 
-# Pictures -------------------------------------------------------------------------------
+# Images ---------------------------------------------------------------------------------
 
 
 def gradient(width=64, height=64):
-    """A picture in which every pixel is different: red grows to the right, green downwards."""
+    """An image in which every pixel is different: red grows to the right, green downwards."""
     y, x = np.mgrid[:height, :width]
     pixels = np.stack([x * 255 // (width - 1), y * 255 // (height - 1), 0 * x + 128], axis=-1)
     return Image.fromarray(pixels.astype(np.uint8))
 
 
 def good(folder, n=3, start=0):
-    """Write `n` good pictures into `folder`."""
+    """Write `n` good images into `folder`."""
     for i in range(start, start + n):
         gradient().save(folder / f"good_{i}.png")
 
@@ -47,7 +47,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
 
 
-# Models and trainings -------------------------------------------------------------------
+# Models and training runs ---------------------------------------------------------------
 
 
 def tiny(**options):
@@ -56,7 +56,7 @@ def tiny(**options):
 
 
 def loader(count=32, batch_size=8, seed=0):
-    """Pictures of one colour each."""
+    """Images of one colour each."""
     colors = np.random.default_rng(0).random((count, 3, 1, 1), dtype=np.float32)
     return get_loader(colors * np.ones((1, 1, 8, 8), dtype=np.float32), batch_size, seed=seed)
 
@@ -67,13 +67,25 @@ def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
 
 
-def go_on(folder, epochs=5, every=4, **options):
-    """A new model, as after a restart, trained with what `folder` holds. Four steps are an epoch."""
-    diffusion = tiny()
-    training = Training(diffusion, loader(), epochs=epochs, **{"lr": 5e-3, **options})
+def new_training(**options):
+    """A new model, as after a restart, and its training run of 20 steps. Four steps are an epoch."""
+    return Training(tiny(), loader(), **{"epochs": 5, "lr": 5e-3, **options})
+
+
+def train(model, batches, **options):
+    """Train without a folder; returns the history."""
+    training = Training(model, batches, **options)
+    for _ in training:
+        pass
+    return training.history
+
+
+def go_on(folder, every=4, **options):
+    """Train a new model with what `folder` holds; returns it, and the history."""
+    training = new_training(**options)
     for _ in carry_on(training, folder, every=every):
         pass
-    return diffusion, training.history
+    return training.diffusion, training.history
 
 
 # Programs in a process of their own -----------------------------------------------------
@@ -143,7 +155,7 @@ def kill_and_compare(folder, times, seed=0):
         assert process.stdout.readline() == "ready\n"
         if rival:
             refused = rival.communicate(timeout=300)[0]
-            assert rival.returncode == 1 and "another training is at work in it" in refused, refused
+            assert rival.returncode == 1 and "another training run is at work in it" in refused, refused
         # a checkpoint takes about as long as an epoch here, so every other kill hits a writing
         time.sleep(rng.uniform(0, 0.5))
         number = (signal.SIGKILL, signal.SIGTERM)[len(writing) % 2]
