@@ -3,9 +3,10 @@
     python tools/run_lessons.py                all lessons, and the page of help
     python tools/run_lessons.py 02 05          only those whose names begin so
 
-They run in an empty folder, so that a training starts anew and does not go on from a checkpoint.
+They run in an empty folder, so that a training run starts anew and does not go on from a checkpoint.
 A lesson that fails is not written. Run again, a lesson should differ only where what it shows does:
 widgets are numbered, and the seconds that it took are noted only when they have changed a lot.
+Its pictures get a palette (tools/smaller.py).
 Progress bars are widgets; a reader without a kernel sees only their text, which is that of the
 first moment ("0%"), so it is replaced by the last.
 """
@@ -22,9 +23,9 @@ import time
 import nbformat
 from lessons import NOTEBOOKS, ROOT
 from nbclient import NotebookClient
+from smaller import STATE, shrink
 
 os.environ["PYTHONPATH"] = str(ROOT)  # for the kernels
-STATE = "application/vnd.jupyter.widget-state+json"
 VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_ID = re.compile(r"\b(?:IPY_MODEL_)?([0-9a-f]{32})\b")
 
@@ -73,7 +74,8 @@ def finish_bars(notebook):
 
 def number_widgets(notebook):
     """The notebook with its widgets' ids numbered in order of appearance; those that nothing shows are gone."""
-    states, order = widgets(notebook), {}
+    states = widgets(notebook)
+    order = {}
 
     def follow(thing):
         for found in WIDGET_ID.findall(json.dumps(thing, sort_keys=True)):
@@ -100,7 +102,8 @@ def note_seconds(notebook, seconds):
 
 def run(path):
     """Run one lesson and write it; returns the seconds that it took."""
-    notebook, start = nbformat.read(path, as_version=4), time.perf_counter()
+    notebook = nbformat.read(path, as_version=4)
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         options = dict(timeout=1800, kernel_name="python3", record_timing=False)
         Client(notebook, resources={"metadata": {"path": folder}}, **options).execute()
@@ -108,12 +111,17 @@ def run(path):
     finish_bars(notebook)
     notebook = number_widgets(notebook)
     note_seconds(notebook, seconds)
+    shrink(notebook)
     notebook.metadata.pop("jupytext", None)
     nbformat.write(notebook, path)
     return seconds
 
 
 if __name__ == "__main__":
+    beginnings = sys.argv[1:] or [""]
+    unknown = [text for text in beginnings if not any(path.name.startswith(text) for path in NOTEBOOKS)]
+    if unknown:
+        raise SystemExit(f"No notebook begins with {', '.join(unknown)}.")
     for path in NOTEBOOKS:
-        if not sys.argv[1:] or path.name.startswith(tuple(sys.argv[1:])):
+        if path.name.startswith(tuple(beginnings)):
             print(f"{path.name}: {run(path):.0f} s", flush=True)

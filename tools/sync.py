@@ -5,7 +5,7 @@
 
 A definition goes, without docstrings, into the lesson that its docstring names ("Lesson 05"). A cell there
 says where: a function or class of the same name stands in it, with any body. The first code cell of all
-notebooks is tools/first_cell.py.
+notebooks is tools/first_cell.py. That cell, and those that only import, are collapsed.
 """
 
 import ast
@@ -16,6 +16,8 @@ import nbformat
 from lessons import MODULES, NOTEBOOKS, ROOT
 
 KINDS = ast.FunctionDef, ast.ClassDef
+IMPORTS = ast.Import, ast.ImportFrom
+COLLAPSED = {"source_hidden": True}
 FIRST_CELL = (ROOT / "tools" / "first_cell.py").read_text(encoding="utf-8").strip()
 
 
@@ -58,7 +60,7 @@ def taught():
 
 
 def synced(source, texts):
-    """The source of a cell with the definitions of `texts` in place of those of the same name."""
+    """The source of a cell with the definitions of `texts` instead of those of the same name."""
     lines = source.splitlines()
     for name, (_, start, end) in sorted(public(source).items(), key=lambda item: -item[1][1]):
         if name in texts:
@@ -66,17 +68,33 @@ def synced(source, texts):
     return "\n".join(lines)
 
 
+def only_imports(source):
+    """Whether a cell has nothing in it but imports."""
+    try:
+        return all(isinstance(node, IMPORTS) for node in ast.parse(source).body)
+    except SyntaxError:  # a cell with a magic
+        return False
+
+
+def rewritten(notebook, texts):
+    """Bring the cells of a notebook up to date, in place, and collapse those that nobody needs to read."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code:
+        cell.source = synced(cell.source, texts)
+    code[0].source = FIRST_CELL
+    for cell in code:
+        if cell is code[0] or only_imports(cell.source):
+            cell.metadata["jupyter"] = COLLAPSED
+
+
 def main(check=False):
     """Write the cells, or with `check` leave them; return the lessons with cells that differ."""
     differ, texts = [], taught()
     for path in NOTEBOOKS:
         notebook = nbformat.read(path, as_version=4)
-        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-        old = [cell.source for cell in code]
-        new = [FIRST_CELL, *(synced(source, texts.get(path.name[:2], {})) for source in old[1:])]
-        if new != old:
-            for cell, source in zip(code, new):
-                cell.source = source
+        old = nbformat.writes(notebook)
+        rewritten(notebook, texts.get(path.name[:2], {}))
+        if nbformat.writes(notebook) != old:
             differ.append(path.name)
             if not check:
                 nbformat.write(notebook, path)
