@@ -9,7 +9,7 @@ import math
 import os
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, pairwise, zip_longest
+from itertools import islice, pairwise
 from pathlib import Path
 
 import datasets
@@ -103,7 +103,7 @@ def show(images, n=5, path=None, titles=()):
     """Show the first `n` images of (N, C, S, S) in one row, with titles; save them where `path` says. Lesson 01."""
     images = torch.as_tensor(images[:n]).detach().cpu().clip(0, 1)
     figure, axes = plt.subplots(1, len(images), figsize=(1.5 * len(images), 1.7), squeeze=False)
-    for axis, image, title in zip_longest(axes[0], images, titles, fillvalue=""):
+    for axis, image, title in zip(axes[0], images, [*titles, *n * [""]]):
         axis.imshow(image[:3].permute(1, 2, 0), cmap="gray", interpolation="nearest")
         axis.set_title(title, fontsize=9)
         axis.axis("off")
