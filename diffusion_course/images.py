@@ -1,118 +1,294 @@
-"""Your own pictures, in the order of lesson 10.
+"""Your own images, whatever they are called and wherever they lie, in the order of lesson 10.
 
-Lesson 10  picture_files, look_through, Pictures, publish
-
-    rows = picture_files("my photos")            whatever its files are called
-    for path, picture, reason in look_through(rows):
-        ...
-    data = get_data(rows)
+data = get_data(any_images("holiday.zip"))       what cannot be read is left out, and counted
+for path, image, reason in look_through("holiday.zip"):
+    ...                                          and this is why
+lazy = LazyImages("holiday")                     more images than memory
+varied = Augmented(lazy, augment)                each image a little different in each epoch
 """
 
+import io
+import os
+import random
 import warnings
+import zipfile
 from collections import Counter
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import datasets
 import huggingface_hub
 import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm.auto import tqdm
 
-from diffusion_utils import (
-    _check,
-    _files,
-    _pictures,
-    _read_picture,
-    _reason,
-    _rows,
-    _Unreadable,
-    _whole_number,
-    open_pictures,
-)
+from diffusion_utils import open_images, seed_of, square_rgb
 
-# Endings of pictures that Pillow may not open: they are counted, and what can be done is said.
-PHOTOS = {".heic", ".heif", ".avif", ".jxl", ".qoi", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
-          ".svg", ".eps", ".wmf", ".emf"}  # fmt: skip
+HIDDEN = ".", "__MACOSX", "@eaDir", "$RECYCLE.BIN"  # files and folders of the system begin so
+SPLITS = {"train", "training", "valid", "validation", "val", "dev", "test", "testing", "eval"}
+# What Pillow opens only with other programs, tables of weather data, and films.
+OTHER_FORMATS = {"EPS", "WMF", "HDF5", "GRIB", "BUFR", "MPEG"}
 
 
-def picture_files(folder):
-    """All picture files in `folder` and the folders in it, sorted, as rows for `get_data`. Lesson 10.
+# Find the files -------------------------------------------------------------------------
 
-    Files are taken by their endings; hidden ones are left out, and nothing is guessed from names.
-    Pictures that this Pillow cannot open (.heic, .dng) are counted in one warning. Raises ValueError
-    that counts the endings which are there when no file is a picture, FileNotFoundError when there
-    is no such folder.
+
+def list_files(folder):
+    """All files in `folder` and the folders in it, sorted, but hidden ones and the system's own. Lesson 10.
+
+    Links are followed, and each folder is entered once, even when a link leads back into it. A folder that
+    may not be read is passed over with a warning.
     """
-    _check(Path(folder).is_dir(), f"folder: there is no folder {str(folder)!r}", FileNotFoundError)
-    files = _files(folder)
-    pictures = _pictures(files)
-    _tell_endings(folder, files, pictures)
-    return _rows(pictures)
+
+    def warn(error):
+        warnings.warn(f"source: {Path(error.filename).name!r} is left out ({error.strerror})", stacklevel=6)
+
+    files, seen = [], set()
+    for here, folders, names in os.walk(os.path.abspath(folder), onerror=warn, followlinks=True):
+        new = os.path.realpath(here) not in seen
+        seen.add(os.path.realpath(here))
+        folders[:] = [name for name in folders if new and not name.startswith(HIDDEN)]
+        files += [Path(here, name) for name in names if new and not name.startswith(HIDDEN)]
+    return sorted((path for path in files if path.is_file() or path.is_symlink()), key=str)
 
 
-def _tell_endings(folder, files, pictures):
-    """Warn of pictures that Pillow cannot open; ValueError when there are no others."""
-    endings = Counter(path.suffix.lower() or "without an ending" for path in files)
-    there = ", ".join(f"{n} {ending}" for ending, n in endings.most_common(5)) or "no files at all"
-    opened = {path.suffix.lower() for path in pictures}
-    closed = ", ".join(f"{n} {ending}" for ending, n in sorted(endings.items()) if ending in PHOTOS - opened)
-    advice = (
-        "save such photos as JPEG or PNG (for .heic, the package pillow-heif teaches Pillow to open them)"
-    )
-    nothing = f"folder: no file in {str(folder)!r} is a picture that Pillow opens; there are {there}"
-    _check(pictures, f"{nothing}; {advice}" if closed else nothing)
-    if closed:
-        warnings.warn(f"folder: Pillow cannot open, and leaves out, {closed}; {advice}", stacklevel=3)
+def can_open(path):
+    """Whether Pillow opens files with the extension of `path` on its own. Lesson 10."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    return kind in Image.OPEN and kind not in OTHER_FORMATS
+
+
+def of_split(files, split):
+    """Those of `files` that belong to `split`. Lesson 10.
+
+    Where all lie in folders called train, test and so on, these are the splits; else all are "train".
+    """
+    root = os.path.commonpath([path.parent for path in files])
+    parts = [path.relative_to(root).parts[0].lower() for path in files]
+    if not SPLITS.issuperset(parts):
+        if SPLITS.intersection(parts):
+            warnings.warn("source: not all images lie in folders of splits, so all are 'train'", stacklevel=4)
+        parts = ["train"] * len(files)
+    if split not in parts:
+        raise ValueError(f"split: there is no {split!r}, only {sorted(set(parts))}")
+    return [path for path, part in zip(files, parts) if part == split]
+
+
+@cache
+def unzipped(path, *changed):
+    """A folder with what the zip file `path` holds since it `changed`, until the program ends. Lesson 10."""
+    folder = TemporaryDirectory(ignore_cleanup_errors=True)
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            entry.filename = entry.filename.replace("\\", "/")  # as some programs for Windows write them
+            archive.extract(entry, folder.name)
+    return folder
+
+
+def find_images(source, split="train"):
+    """The images of `source` as a `datasets.Dataset`; no file is opened yet. Lesson 10.
+
+    `source`: a folder, a zip file, one file, a list of files, or what `open_images` takes; a hub id is
+    downloaded. A folder is listed, and nothing is guessed from names but splits (see `of_split`). What Pillow
+    does not open is counted in one warning. Raises ValueError where there is no image, or no such split.
+    """
+    if isinstance(source, datasets.Dataset):
+        return source
+    if isinstance(source, (list, tuple)):
+        images = [Path(file).expanduser().absolute() for file in source]
+    else:
+        path = Path(source).expanduser().absolute()
+        if path.suffix.lower() == ".zip" and path.is_file():
+            stat = path.stat()
+            path = Path(unzipped(path, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size).name)
+        files = list_files(path) if path.is_dir() else [path]
+        if not path.exists() or any(file.suffix == ".parquet" for file in files):
+            return datasets.load_dataset(str(path if path.exists() else source), split=split)
+        images = [file for file in files if can_open(file)]
+        others = Counter(file.suffix.lower() or "no extension" for file in files if not can_open(file))
+        if not images:
+            raise ValueError(
+                f"source: there is no image in {str(source)!r}, only {dict(others.most_common(5))}"
+            )
+        if others:
+            some = dict(others.most_common(5))
+            warnings.warn(
+                f"source: {others.total()} files are left out; Pillow opens no {some}", stacklevel=3
+            )
+        images = of_split(images, split)
+    rows = []
+    for file in images:
+        name = str(file).encode(errors="replace").decode()  # a table holds UTF-8 only
+        rows.append({"path": name, "bytes": None if name == str(file) else file.read_bytes()})
+    return datasets.Dataset.from_dict({"image": rows}, datasets.Features(image=datasets.Image()))
+
+
+# Read them ------------------------------------------------------------------------------
+
+
+def read_image(file, about=None):
+    """Decode a file as a row holds it: `(image, "")`, or `(None, reason)` where Pillow cannot. Lesson 10.
+
+    With `about`, a JPEG may be decoded at a fraction of its size that is no smaller, which is faster.
+    """
+    try:
+        with Image.open(file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"])) as image:
+            image.draft(None, about)
+            image.load()
+            return image, ""
+    except UnidentifiedImageError:
+        return None, "it is not an image"
+    except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+        return None, (str(error) or repr(error)).splitlines()[0]
+
+
+def eight_bits(image):
+    """The grey values of a PIL image of 16 bits or more, or of floats, scaled to 8 bits. Lesson 10.
+
+    White is 65,535 in 16 bits; in others 1, 255 or 65,535, whichever the largest value comes closest to.
+    """
+    pixels = np.nan_to_num(np.asarray(image), posinf=0, neginf=0)
+    white = 65535
+    if not image.mode.startswith("I;16"):
+        white = next((white for white in (1, 255) if pixels.max() < 1.5 * white), white)
+    return Image.fromarray((pixels / white * 255).clip(0, 255).round().astype(np.uint8))
+
+
+def tidy(image):
+    """`(image, changed)`: a PIL image upright and in 8 bits, and whether its file needs that help. Lesson 10.
+
+    Any program turns an image as its EXIF note says; where that note is broken, the image stays as it is.
+    """
+    changed = image.mode[0] in "IF"
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # whatever a broken note leads to
+        changed = True
+    return eight_bits(image) if image.mode[0] in "IF" else image, changed
+
+
+def any_images(source, split="train"):
+    """The images of `source` as rows for `get_data`; each is opened once, to see whether it is whole. Lesson 10.
+
+    `source`: see `find_images`. Broken files are left out, with one warning that counts them and names the
+    first. Images of 16 bits or of floats, and those with a broken EXIF note, become PNG in memory; all others
+    stay where they are. The rows come shuffled, so that a part of them is a fair sample.
+    """
+    rows = open_images(find_images(source, split)).cast_column("image", datasets.Image(decode=False))
+    places, changed, broken = [], [], []
+    for place, row in enumerate(tqdm(rows, desc="checking", unit=" images", delay=2)):
+        file = row["image"] or {"path": "a row", "bytes": b""}
+        image, reason = read_image(file, about=(64, 64))
+        if reason:
+            broken.append(f"{Path(file['path'] or 'an image').name} cannot be read ({reason})")
+        elif tidy(image)[1]:
+            png = io.BytesIO()
+            tidy(read_image(file)[0])[0].save(png, "PNG", exif=b"")
+            places.append(len(rows) + len(changed))
+            changed.append({"path": file["path"], "bytes": png.getvalue()})
+        else:
+            places.append(place)
+    if broken:
+        sentence = f"source: {len(broken)} of {len(rows)} images are left out, the first: {broken[0]}"
+        if not places:
+            raise ValueError(sentence)
+        warnings.warn(sentence, stacklevel=2)
+    kind = {
+        "bytes": datasets.Value("binary"),
+        "path": datasets.Value("string"),
+    }  # as they are, not read again
+    more = datasets.Dataset.from_dict({"image": changed}, datasets.Features(image=kind))
+    more = more.cast_column("image", datasets.Image(decode=False))
+    rows = datasets.concatenate_datasets([rows, more]).select(places)
+    return rows.cast_column("image", datasets.Image())
 
 
 def look_through(source, size=64, split="train"):
-    """Yield `(path, picture, reason)` for each file of `source`, in no special order. Lesson 10.
+    """Yield `(path, image, reason)` for each file of `source`, in no special order. Lesson 10.
 
-    `picture` is a float32 array (3, size, size) in [0, 1], and `reason` empty; or `picture` is
-    None, and `reason` says why it cannot be read. `path` is as the rows have it, a file's own or a
-    mere name, and may be "". Raises what `get_data` raises for a source.
+    `image` is a float32 array (3, size, size) in [0, 1], and `reason` empty; or `image` is None, and `reason`
+    says why it cannot be read. `path` is as the rows have it, a file's own or a mere name, and may be "".
     """
-    rows, column = open_pictures(source, split, streaming=False)
+    rows = open_images(find_images(source, split)).cast_column("image", datasets.Image(decode=False))
     for row in rows:
-        file = row[column] or {"path": None, "bytes": None}  # a row without a picture
-        path = file["path"] or ""
-        try:
-            yield path, _read_picture(file, size) / np.float32(255), ""
-        except _Unreadable as error:
-            yield path, None, str(error).partition(" cannot be read (")[2][:-1]
+        file = row["image"] or {"path": None, "bytes": b""}
+        image, reason = read_image(file)
+        if not reason:
+            image = np.asarray(square_rgb(tidy(image)[0], size)).transpose(2, 0, 1) / np.float32(255)
+        yield file["path"] or "", image, reason
 
 
-class Pictures(torch.utils.data.Dataset):
-    """All pictures of `source`, each decoded when it is asked for: (3, size, size) in [0, 1]. Lesson 10.
+# More than memory, and more than there are ----------------------------------------------
 
-    For more pictures than fit into memory. From a hub id they are downloaded first. Raises
-    what `get_data` raises for a source, and ValueError for a file that is not a picture: look
-    through them before a long training.
+
+class LazyImages(torch.utils.data.Dataset):
+    """All images of `source`, each decoded when it is asked for: (3, size, size) in [0, 1]. Lesson 10.
+
+    For more images than fit into memory. `source`: see `find_images`. A broken file is an error when its turn
+    comes: give it `any_images(source)`, or small copies, before a long training run.
     """
 
     def __init__(self, source, *, split="train", size=64, seed=0):
-        self.size = _whole_number("size", size)
-        self.rows, self.column = open_pictures(source, split, seed, streaming=False)
+        self.rows = open_images(find_images(source, split), seed=seed)
+        self.size = size
 
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, index):
-        return _read_picture(self.rows[index][self.column], self.size) / np.float32(255)
+        image = square_rgb(self.rows[index]["image"], self.size)
+        return np.asarray(image).transpose(2, 0, 1) / np.float32(255)
+
+
+@contextmanager
+def seeded(seed):
+    """Inside, all random numbers follow from `seed`; afterwards they go on as before. Lesson 10."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class Augmented(torch.utils.data.Dataset):
+    """A data set in which image i is `augment(data[i])`, another one in each epoch. Lesson 10.
+
+    `augment` takes a tensor (C, S, S) in [0, 1] and gives one, and may be as random as it likes: its random
+    numbers follow from `seed`, the epoch and i. So a training run that is broken off goes on with the same
+    images. `Training` calls `set_epoch`.
+    """
+
+    def __init__(self, data, augment, seed=0):
+        self.data, self.augment, self.seed = data, augment, seed
+        self.epoch = torch.tensor(0).share_memory_()  # so that the loader's workers see it change
+
+    def set_epoch(self, epoch):
+        self.epoch.fill_(epoch)
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        with seeded(seed_of(self.seed, int(self.epoch), index)):
+            return self.augment(torch.as_tensor(self.data[index]).clone())
+
+
+# Give it away ---------------------------------------------------------------------------
 
 
 def publish(diffusion, name, token=None, **options):
     """Publish a model on the hub as `name`, "owner/name"; `options` are those of `push_to_hub`. Lesson 10.
 
-    The token is kept nowhere. Raises PermissionError without one (`huggingface_hub.login()` or
-    HF_TOKEN give one), ConnectionError when the hub refuses or cannot be reached, ValueError or
-    TypeError for a name or an option that cannot be.
+    The token is kept nowhere. Raises PermissionError without one, before anything is sent.
     """
-    known = token or huggingface_hub.get_token()
-    _check(known, "token: there is none; call huggingface_hub.login() or set HF_TOKEN first", PermissionError)
-    try:
-        return diffusion.push_to_hub(name, token=token, **options)
-    except (TypeError, ValueError):  # a wrong option or name, which says so itself
-        raise
-    except Exception as error:  # the hub's clients have no common class for what can go wrong
-        raise ConnectionError(
-            f"{name} was not published: {_reason(error)}. The model here is unchanged"
-        ) from error
+    if not (token or huggingface_hub.get_token()):
+        raise PermissionError("token: there is none; call huggingface_hub.login() or set HF_TOKEN first")
+    return diffusion.push_to_hub(name, token=token, **options)
