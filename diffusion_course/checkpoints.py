@@ -29,8 +29,10 @@ FILES = "config.json", "model.safetensors", "training.pt", MARK  # all that a ch
 def fingerprint(data):
     """A number that tells one data set from another, by 16 of its items. Lesson 11.
 
-    An item may be an image, or a tuple, list or dict of arrays, tensors and numbers.
+    An item may be an image, or a tuple, list or dict of arrays, tensors and numbers. Of data that is
+    augmented (lesson 10), what it starts from counts.
     """
+    data = data.data if hasattr(data, "augment") else data
     with torch.random.fork_rng(devices=[]):  # for a data set that turns its images at random
         torch.manual_seed(0)
         pieces = [data[int(i)] for i in np.linspace(0, len(data) - 1, 16)]
@@ -75,6 +77,7 @@ def settings(training):
         "sampler": type(training.sampler).__name__,
         "order_seed": training.order_seed,
         "collate_fn": name_of(loader.collate_fn),
+        "augment": name_of(getattr(loader.dataset, "augment", None)),
         "loss": name_of(training.accelerator.unwrap_model(training.loss).loss),
         "optimizer": type(training.optimizer.optimizer).__name__,
         **vars(training.recipe),
