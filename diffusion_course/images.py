@@ -109,15 +109,11 @@ def find_images(source, split="train"):
             return datasets.load_dataset(str(path if path.exists() else source), split=split)
         images = [file for file in files if can_open(file)]
         others = Counter(file.suffix.lower() or "no extension" for file in files if not can_open(file))
+        some = dict(others.most_common(5))
         if not images:
-            raise ValueError(
-                f"source: there is no image in {str(source)!r}, only {dict(others.most_common(5))}"
-            )
+            raise ValueError(f"source: there is no image in {str(source)!r}, only {some}")
         if others:
-            some = dict(others.most_common(5))
-            warnings.warn(
-                f"source: {others.total()} files are left out; Pillow opens no {some}", stacklevel=3
-            )
+            warnings.warn(f"source: {others.total()} files left out, Pillow opens no {some}", stacklevel=3)
         images = of_split(images, split)
     rows = []
     for file in images:
@@ -171,7 +167,7 @@ def tidy(image):
 
 
 def any_images(source, split="train"):
-    """The images of `source` as rows for `get_data`; each is opened once, to see whether it is whole. Lesson 10.
+    """The images of `source` as rows for `get_data`; each is opened once, to see if it is whole. Lesson 10.
 
     `source`: see `find_images`. Broken files are left out, with one warning that counts them and names the
     first. Images of 16 bits or of floats, and those with a broken EXIF note, become PNG in memory; all others
@@ -196,10 +192,8 @@ def any_images(source, split="train"):
         if not places:
             raise ValueError(sentence)
         warnings.warn(sentence, stacklevel=2)
-    kind = {
-        "bytes": datasets.Value("binary"),
-        "path": datasets.Value("string"),
-    }  # as they are, not read again
+    # As plain columns first: an `Image` would look for its path on the disk, and drop the bytes.
+    kind = dict(bytes=datasets.Value("binary"), path=datasets.Value("string"))
     more = datasets.Dataset.from_dict({"image": changed}, datasets.Features(image=kind))
     more = more.cast_column("image", datasets.Image(decode=False))
     rows = datasets.concatenate_datasets([rows, more]).select(places)
