@@ -1,0 +1,81 @@
+"""Students that draw in few steps, in the order of lesson 13.
+
+Lesson 13  half_steps, distillation_loss, distill
+
+    for steps, student in distill(teacher, loader, steps=(8, 4, 2, 1), epochs=4, lr=1e-3):
+        show(generate(student, seed=0))
+
+Noise and images are normalised tensors (N, C, S, S), times (N, 1, 1, 1) in [0, 1], as in
+lessons 02 and 05; the rates are those of `schedule`.
+"""
+
+import copy
+from functools import partial
+
+import torch
+
+from diffusion_utils import ROOT, Training, ddim, mix, predict, schedule
+
+# Models that ship, by the steps they draw in: a teacher that predicts v, and what its students have learned.
+FEW_STEPS = {20: ROOT / "pretrained" / "toy_faces_32_v"}
+FEW_STEPS |= {steps: ROOT / "pretrained" / f"toy_faces_32_in_{steps}" for steps in (4, 2, 1)}
+
+
+def half_steps(predict, noisy, time, next_time):
+    """The image that leads in one step of DDIM to where two steps of half the length lead. Lesson 13.
+
+    `predict(noisy, time)` gives noise and image, as in `sample`. At time 0, where a drawing ends with the
+    guessed image, it is the guess of the second. Salimans & Ho 2022, appendix G.
+    """
+    middle = (time + next_time) / 2
+    there, _ = ddim(predict, noisy, time, middle)
+    end, image = ddim(predict, there, middle, next_time)
+    noise_rate, signal_rate = schedule(time)
+    next_noise_rate, next_signal_rate = schedule(next_time)
+    shrink = next_noise_rate / noise_rate
+    way = (end - shrink * noisy) / (next_signal_rate - shrink * signal_rate)
+    return torch.where(next_time > 0, way, image)
+
+
+def distillation_loss(teacher, steps):
+    """A loss for a student that does in `steps` steps what `teacher` does in twice as many. Lesson 13.
+
+    The mean absolute difference of v. Salimans & Ho 2022, algorithm 2.
+    """
+
+    def loss(student, images):
+        with torch.no_grad():
+            image = teacher.norm(images)
+            remaining = torch.randint(
+                steps, (len(images), 1, 1, 1), device=image.device
+            )  # steps after this one
+            time, next_time = (remaining + 1) / steps, remaining / steps
+            noisy = mix(image, torch.randn_like(image), time)
+            target = half_steps(partial(predict, teacher), noisy, time, next_time)
+        _, guess = predict(student, noisy, time)
+        noise_rate, _ = schedule(time)
+        return ((guess - target) / noise_rate).abs().mean()
+
+    return loss
+
+
+def distill(teacher, loader, steps=(8, 4, 2, 1), **recipe):
+    """Halve the steps again and again; yield `(steps, student)` after each round. Lesson 13.
+
+    `teacher` draws well in twice as many steps as the first of `steps`. Each student is a copy of its teacher, and
+    becomes the teacher of the next; its config knows its steps. A number may stand twice: the second student learns
+    what the first draws in twice as many steps, which is crisper. `recipe`: as for `Training`.
+    Raises ValueError for a teacher that predicts noise: where all is noise, that says nothing of the image.
+    """
+    if teacher.config.predicts == "noise":
+        raise ValueError(
+            "teacher: it predicts noise, which at time 1 says nothing of the image; take one for v"
+        )
+    teacher = copy.deepcopy(teacher).eval()
+    for count in steps:
+        student = copy.deepcopy(teacher).requires_grad_(True)
+        student.config.steps = count
+        for _ in Training(student, loader, loss=distillation_loss(teacher, count), **recipe):
+            pass
+        teacher = student.eval()
+        yield count, student
