@@ -7,7 +7,7 @@ of 400 samples to 1,000 held-out faces.
 """
 
 import torch
-from common import fresh, judged, publish, spread, start_at_zero
+from common import fresh, judged, middle, publish, spread, start_at_zero
 
 PARTS = (
     "nothing",
@@ -92,4 +92,6 @@ if __name__ == "__main__":
         pixels, kernels = zip(*(fresh(without, part, seed) for seed in range(3)))
         rows.append([part, spread(pixels), spread(kernels)])
         print(*rows[-1], flush=True)
-    publish("Ablation", ["left out", "pixel distance, three trainings", "kernel distance"], rows)
+    summary = "; ".join(f"{middle(kernel)} ({part})" for part, _, kernel in rows)
+    columns = ["left out", "pixel distance, three training runs", "kernel distance"]
+    publish("Ablation", columns, rows, summary=f"Kernel distance {summary}.")

@@ -36,6 +36,11 @@ def spread(values, digits=2):
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
+def middle(cell):
+    """The median of a cell that `spread` wrote."""
+    return str(cell).split(" (")[0]
+
+
 def articles_loop(diffusion, loader):
     """The training loop of the original article, without an end; yields the loss after each step.
 
@@ -66,8 +71,14 @@ def judged(sets, size=32, left_out=0):
 
     Returns three lists: pixel distances, kernel distances (lesson 07), and the latter's error bars.
     """
+    from diffusion_course.quality import (
+        error_bar,
+        face_features,
+        kernel_distance,
+        load_classifier,
+        pixel_distance,
+    )
     from diffusion_utils import get_data
-    from diffusion_course.quality import error_bar, face_features, kernel_distance, load_classifier, pixel_distance
 
     held_out, classifier = torch.from_numpy(get_data(split="test", limit=1000, size=size)), load_classifier()
     held_out = held_out[left_out:]
@@ -90,16 +101,20 @@ def machine():
     return f"{datetime.date.today()}; {device}; Python {platform.python_version()}, {versions}"
 
 
-def publish(title, columns, rows, note=""):
-    """Print a table, and put it into results.md in place of the one of that title made on the same kind of device."""
+def publish(title, columns, rows, summary, note=""):
+    """Print a table, and put it into results.md instead of the one of that title made on the same kind of device.
+
+    `summary`: what the table says, in a sentence; the README repeats it.
+    """
+    from diffusion_course.quality import results
+
     title += " (CUDA)" if torch.cuda.is_available() else " (CPU)"
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    section = f"## {title}\n\n{machine()}\n\n" + "\n".join(lines) + "\n" + (f"\n{note}\n" if note else "")
-    print(section)
-    parts = RESULTS.read_text().split("\n## ")
-    sections = {part.split("\n")[0]: part for part in parts[1:]}
-    sections[title] = section[3:].rstrip() + "\n"
-    RESULTS.write_text(
-        "\n## ".join([parts[0].rstrip() + "\n", *(sections[name] for name in sorted(sections))])
-    )
+    parts = [machine(), f"**{summary}**", "\n".join(lines), note]
+    text = "\n\n".join(part for part in parts if part)
+    print(f"## {title}\n\n{text}\n")
+    head = RESULTS.read_text(encoding="utf-8").split("\n## ")[0].strip()
+    sections = results(RESULTS) | {title: text}
+    texts = [head, *(f"## {name}\n\n{sections[name].strip()}" for name in sorted(sections))]
+    RESULTS.write_text("\n\n".join(texts) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ import time
 from itertools import count
 
 import torch
-from common import articles_loop, fresh, judged, publish, spread, start_at_zero
+from common import articles_loop, fresh, judged, middle, publish, spread, start_at_zero
 
 NETWORKS = {"lesson 04's": ((16, 32, 64, 128), 1), "the article's": ((16, 32, 48, 64), 2)}
 
@@ -77,4 +77,9 @@ if __name__ == "__main__":
     columns = ["settings", "network", "seconds", "steps", "images"]
     columns += ["pixel distance, three seeds", "kernel distance"]
     note = f"Ratio of the mean distances, first row to fourth: {pixels:.2f} of pixels, {kernels:.2f} of the kernel."
-    publish("Equal time", columns, rows, note)
+    (*_, seconds, _, _, pixels, kernel), theirs = rows[0], rows[3]
+    distances = (
+        f"Pixel distance {middle(theirs[5])} and {middle(pixels)}, kernel distance {middle(theirs[6])}"
+    )
+    summary = f"{distances} and {middle(kernel)}, after {seconds} seconds."
+    publish("Equal time", columns, rows, summary=summary, note=note)

@@ -78,8 +78,8 @@ def consistency(teacher, loader):
 
 def learned(way):
     """`(pixel distance, kernel distance, its error bar)` for each of COUNTS; `way` None is the teacher alone."""
-    from diffusion_utils import Diffusion, generate, get_data, get_loader
     from diffusion_course.objectives import FEW_STEPS
+    from diffusion_utils import Diffusion, generate, get_data, get_loader
 
     teacher = Diffusion.from_pretrained(FEW_STEPS[20]).eval().requires_grad_(False)
     students = (
@@ -100,4 +100,6 @@ if __name__ == "__main__":
         for steps, (pixels, kernel, bar) in result.items():
             rows.append([name, steps, f"{pixels:.2f}", f"{kernel:.2f} ± {bar:.2f}"])
             print(*rows[-1], flush=True)
-    publish("Few steps", ["way", "steps", "pixel distance", "kernel distance"], rows)
+    summary = "; ".join(f"{kernel} ({name})" for name, steps, _, kernel in rows if steps == 1)
+    columns = ["way", "steps", "pixel distance", "kernel distance"]
+    publish("Few steps", columns, rows, summary=f"1 step: kernel distance {summary}.")

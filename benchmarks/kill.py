@@ -23,6 +23,8 @@ if __name__ == "__main__":
     columns = [
         "kills",
         "of them while a checkpoint was written",
-        "trainings that end with the same weights, bit for bit",
+        "training runs that end with the same weights, bit for bit",
     ]
-    publish("Killed and carried on", columns, [[len(kills), sum(kills), f"{identical} of {TRAININGS}"]])
+    row = [len(kills), sum(kills), f"{identical} of {TRAININGS}"]
+    summary = f"{row[2]} end with the same weights, bit for bit, after {len(kills)} kills."
+    publish("Killed and carried on", columns, [row], summary=summary)

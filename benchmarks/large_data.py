@@ -46,8 +46,8 @@ def load_and_train(folder, limit):
     """Peak memory on top of the imports, and images/s, for some steps of a small model on 64×64 pictures."""
     import datasets
 
-    from diffusion_utils import Diffusion, DiffusionConfig, Training, get_loader
     from diffusion_course.images import Pictures
+    from diffusion_utils import Diffusion, DiffusionConfig, Training, get_loader
 
     with tempfile.TemporaryDirectory() as cache:
         datasets.config.HF_DATASETS_CACHE = cache
@@ -80,4 +80,6 @@ if __name__ == "__main__":
         f"The parquet files have {size:.0f} MB. Mapped is what is read from the disk's files in place: "
         "the system takes that memory back when it needs it."
     )
-    publish("Large data", columns, rows, note)
+    few, many = (f"{int(row[3]) - int(row[4]):,}" for row in rows)
+    summary = f"{few} and {many} MB, and up to {rows[1][4]} MB of files mapped from the disk."
+    publish("Large data", columns, rows, summary=summary, note=note)

@@ -12,7 +12,7 @@ faces. The floor: 200 held-out faces through the coder and back, twice, to 600 o
 import time
 
 import torch
-from common import fresh, judged, publish, spread, start_at_zero
+from common import fresh, judged, middle, publish, spread, start_at_zero
 
 BUDGET, CODER, ALONE = 300, 100, 60  # seconds
 CODES = dict(image_size=16, channels=4, widths=(32, 64, 128), block_depth=1)
@@ -42,17 +42,17 @@ def trained(model, data, loss, seconds, batch_size=32, **recipe):
 
 
 def new(**shape):
-    from diffusion_utils import DiffusionConfig
     from diffusion_course.objectives import Answering
+    from diffusion_utils import DiffusionConfig
 
     torch.manual_seed(0)
     return start_at_zero(Answering(DiffusionConfig(**shape, target="v")))
 
 
 def pixels():
-    from diffusion_utils import CPU_SHAPE, generate
     from diffusion_course.objectives import target_loss
     from diffusion_course.quality import labelled_faces
+    from diffusion_utils import CPU_SHAPE, generate
 
     diffusion = new(**CPU_SHAPE | dict(image_size=64))
     seconds, images = trained(diffusion, labelled_faces("train", 64)[0], target_loss, BUDGET)
@@ -61,10 +61,10 @@ def pixels():
 
 def codes():
     """Three rows: the codes' race with the coder's training in it, the codes alone for a minute, and the floor."""
-    from diffusion_utils import generate, get_data
-    from diffusion_course.objectives import target_loss
     from diffusion_course.latents import Coder, coder_loss, codes_of, pictures_of
+    from diffusion_course.objectives import target_loss
     from diffusion_course.quality import labelled_faces
+    from diffusion_utils import generate, get_data
 
     faces, held_out = labelled_faces("train", 64)[0], torch.from_numpy(get_data(split="test", limit=1000))
     torch.manual_seed(0)
@@ -104,4 +104,7 @@ if __name__ == "__main__":
         "kernel distance",
     ]
     ratio = sum(by_codes[2][1]) / sum(by_pixels[2][1])
-    publish("Codes", columns, rows, f"Ratio of the mean kernel distances, second row to first: {ratio:.2f}.")
+    note = f"Ratio of the mean kernel distances, second row to first: {ratio:.2f}."
+    pixels, codes, _, floor = (f"{middle(row[3])} and {middle(row[4])}" for row in rows)
+    words = f"{pixels} of pixels, {codes} of latents; of real faces through the autoencoder {floor}"
+    publish("Codes", columns, rows, summary=f"Pixel and kernel distance {words}.", note=note)

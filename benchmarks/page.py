@@ -14,7 +14,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from common import ROOT, publish, spread
+from common import ROOT, middle, publish, spread
 from playwright.sync_api import sync_playwright
 
 sys.path += [str(ROOT / "tools"), str(ROOT / "tests")]
@@ -71,4 +71,7 @@ if __name__ == "__main__":
         rows = [row(browser, address, model) for model in (TOY_MODEL, LARGE_MODEL)]
         browser.close()
         server.shutdown()
-    publish("The page", ["model", "first face, s", "20 steps, s", "download, MB"], rows)
+    faces = " and ".join(f"{middle(seconds)} s with {name}" for name, _, seconds, _ in rows)
+    summary = f"20 steps: {faces}; the first face after {middle(rows[0][1])} s and {rows[0][3]} MB."
+    columns = ["model", "first face, s", "20 steps, s", "download, MB"]
+    publish("The page", columns, rows, summary=summary)

@@ -8,7 +8,7 @@ each the mean of three times 200 samples, drawn in 16 bits where the CPU does so
 
 from statistics import mean
 
-from common import fresh, publish, spread
+from common import fresh, middle, publish, spread
 from equal_time import NETWORKS, lesson
 
 if __name__ == "__main__":
@@ -17,6 +17,7 @@ if __name__ == "__main__":
         runs = [fresh(lesson, next(iter(NETWORKS)), precision=precision, seed=seed)[3] for seed in range(3)]
         pixels, kernels = ([mean(distances[i]) for distances in runs] for i in (0, 1))
         rows.append([name, spread(pixels), spread(kernels)])
-    publish(
-        "Precision", ["lesson 04's training in", "pixel distance, three trainings", "kernel distance"], rows
-    )
+    pixels, kernels = (f"{middle(rows[0][i])} and {middle(rows[1][i])}" for i in (1, 2))
+    columns = ["lesson 04's training run in", "pixel distance, three training runs", "kernel distance"]
+    summary = f"Pixel distance {pixels}, kernel distance {kernels}."
+    publish("Precision", columns, rows, summary=summary)

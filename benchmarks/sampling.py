@@ -11,7 +11,7 @@ from functools import partial
 from statistics import median
 
 import torch
-from common import fresh, memory, publish, spread
+from common import fresh, memory, middle, publish, spread
 
 KINDS = "graph kept", "exact", "fast"
 
@@ -60,4 +60,6 @@ if __name__ == "__main__":
         rows.append([steps, *texts, f"{off:.4f}"])
     columns = [f"{kind}, s" for kind in KINDS] + ["exact : fast"] + [f"{kind}, MB" for kind in KINDS]
     columns += ["graph : exact, memory", "mean difference of a pixel"]
-    publish("Sampling", ["steps", *columns], rows)
+    twenty = list(map(middle, rows[2]))
+    summary = f"20 steps: {', '.join(twenty[1:4])} s, {', '.join(f'{int(mb):,}' for mb in twenty[5:8])} MB."
+    publish("Sampling", ["steps", *columns], rows, summary=summary)

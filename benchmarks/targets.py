@@ -9,7 +9,7 @@ to 1,000 held-out faces, and how much their pixels vary; drawn by DDIM.
 from functools import partial
 
 import torch
-from common import fresh, judged, publish, spread, start_at_zero
+from common import fresh, judged, middle, publish, spread, start_at_zero
 
 QUESTIONS = [("noise", 1), ("v", 1), ("v", 2), ("flow", 2)]
 STEPS = (4, 20)
@@ -17,6 +17,7 @@ STEPS = (4, 20)
 
 def asked(target, power, seed):
     """`(pixel distance, kernel distance, variation)` for each of STEPS."""
+    from diffusion_course.objectives import Answering, target_loss
     from diffusion_utils import (
         CPU_RECIPE,
         CPU_SHAPE,
@@ -26,7 +27,6 @@ def asked(target, power, seed):
         get_data,
         get_loader,
     )
-    from diffusion_course.objectives import Answering, target_loss
 
     torch.manual_seed(seed)
     diffusion = start_at_zero(Answering(DiffusionConfig(**CPU_SHAPE, target=target)))
@@ -51,8 +51,9 @@ if __name__ == "__main__":
         "asked for",
         "error",
         "steps",
-        "pixel distance, three trainings",
+        "pixel distance, three training runs",
         "kernel distance",
         "variation",
     ]
-    publish("Targets", columns, rows)
+    pixels = [f"{middle(row[3])} ({row[0]}, {row[1]})" for row in rows if row[2] == 20]
+    publish("Targets", columns, rows, summary=f"20 steps: pixel distance {'; '.join(pixels)}.")

@@ -14,7 +14,7 @@ import time
 
 import torch
 from accelerate import PartialState
-from common import ROOT, articles_loop, fresh, memory, publish, spread
+from common import ROOT, articles_loop, fresh, memory, middle, publish, spread
 
 CUDA = torch.cuda.is_available()
 WARM_UP, STEPS, REPEATS = (46, 20 * 46, 3) if CUDA else (2, {64: 4, 32: 40}, 3)
@@ -126,7 +126,8 @@ if __name__ == "__main__":
             print(speed, peak)
         PartialState().destroy_process_group()
     else:
-        columns, rows = compare(64)
-        publish("Training", ["64×64, batches of 64", *columns], rows)
-        columns, rows = compare(32)
-        publish("Training, small", ["32×32, batches of 32", *columns], rows)
+        for title, size in {"Training": 64, "Training, small": 32}.items():
+            columns, rows = compare(size)
+            speeds, peaks = (f"{middle(rows[0][i])} and {middle(rows[1][i])}" for i in (1, 3))
+            summary = f"{speeds} images a second, {peaks} MB."
+            publish(title, [f"{size}×{size}, batches of {size}", *columns], rows, summary=summary)
