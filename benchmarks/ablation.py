@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py
 
-Lesson 04's network, recipe and pictures, three trainings of each. Pixel distance and kernel distance (lesson 07)
+Lesson 04's network, recipe and images, three training runs of each. Pixel distance and kernel distance (lesson 07)
 of 400 samples to 1,000 held-out faces.
 """
 

@@ -8,6 +8,7 @@ Then the lesson's training once more in 32 bits, for equal images. Pixel distanc
 (lesson 07) of 200 samples to 1,000 held-out faces.
 """
 
+import os
 import statistics
 import time
 from itertools import count
@@ -34,17 +35,19 @@ def new(network, seed=0):
 
 def lesson(network, seconds=None, precision=None, seed=0):
     """What lesson 04 does on a CPU, with as many epochs as fit into `seconds`."""
-    from diffusion_utils import CPU_RECIPE, _accelerator, get_data, get_loader, train
+    from diffusion_utils import CPU_RECIPE, Training, get_data, get_loader
 
     diffusion, loader = new(network, seed), get_loader(get_data(size=32), 32)
-    recipe, accelerator = CPU_RECIPE | dict(seed=seed), precision and _accelerator(mixed_precision=precision)
+    recipe = CPU_RECIPE | dict(seed=seed)
+    if precision:
+        os.environ["ACCELERATE_MIXED_PRECISION"] = precision  # in this process, which ends with the run
     start_at_zero(diffusion)
     if seconds:  # the cosine needs to know its end beforehand
         start = time.perf_counter()
-        train(new(network), loader, epochs=1)
+        list(Training(new(network), loader, epochs=1))
         recipe["epochs"] = max(1, round(seconds / (time.perf_counter() - start)))
     start = time.perf_counter()
-    steps = len(train(diffusion, loader, accelerator=accelerator, **recipe)["loss"])
+    steps = len(list(Training(diffusion, loader, **recipe)))
     return time.perf_counter() - start, steps, steps * 32, distances(diffusion)
 
 

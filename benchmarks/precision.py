@@ -3,7 +3,7 @@
     python benchmarks/precision.py         a quarter of an hour on two CPU cores
 
 Equal images, in equal order. Pixel distance and kernel distance (lesson 07) to 1,000 held-out faces,
-each the mean of three times 200 samples, drawn in 16 bits where the CPU does so.
+each the mean of three times 200 samples, drawn in 32 bits.
 """
 
 from statistics import mean

@@ -1,8 +1,8 @@
-"""What a network is asked for, three of lesson 13's questions: three trainings of lesson 04's network for each.
+"""What a network is asked for, three of lesson 13's questions: three training runs of lesson 04's network for each.
 
     python benchmarks/targets.py
 
-Equal pictures, recipe and number of steps. Pixel distance and kernel distance (lesson 07) of 400 samples
+Equal images, recipe and number of steps. Pixel distance and kernel distance (lesson 07) of 400 samples
 to 1,000 held-out faces, and how much their pixels vary; drawn by DDIM.
 """
 
@@ -11,16 +11,17 @@ from functools import partial
 import torch
 from common import fresh, judged, middle, publish, spread, start_at_zero
 
-QUESTIONS = [("noise", 1), ("v", 1), ("v", 2), ("flow", 2)]
+PREDICTIONS = [("noise", 1), ("v", 1), ("v", 2), ("flow", 2)]
 STEPS = (4, 20)
 
 
-def asked(target, power, seed):
+def measure(predicts, power, seed):
     """`(pixel distance, kernel distance, variation)` for each of STEPS."""
-    from diffusion_course.objectives import Answering, target_loss
+    from diffusion_course.objectives import prediction_loss
     from diffusion_utils import (
         CPU_RECIPE,
         CPU_SHAPE,
+        Diffusion,
         DiffusionConfig,
         Training,
         generate,
@@ -29,8 +30,8 @@ def asked(target, power, seed):
     )
 
     torch.manual_seed(seed)
-    diffusion = start_at_zero(Answering(DiffusionConfig(**CPU_SHAPE, target=target)))
-    loader, loss = get_loader(get_data(size=32), 32), partial(target_loss, power=power)
+    diffusion = start_at_zero(Diffusion(DiffusionConfig(**CPU_SHAPE, predicts=predicts)))
+    loader, loss = get_loader(get_data(size=32), 32), partial(prediction_loss, power=power)
     for _ in Training(diffusion, loader, loss=loss, **CPU_RECIPE | dict(seed=seed)):
         pass
     drawn = [generate(diffusion, n=400, steps=steps, seed=seed).cpu() for steps in STEPS]
@@ -40,15 +41,15 @@ def asked(target, power, seed):
 
 if __name__ == "__main__":
     rows = []
-    for target, power in QUESTIONS:
-        runs = [fresh(asked, target, power, seed) for seed in range(3)]
+    for predicts, power in PREDICTIONS:
+        runs = [fresh(measure, predicts, power, seed) for seed in range(3)]
         for i, steps in enumerate(STEPS):
             pixels, kernels, variation = zip(*(run[i] for run in runs))
             error = ("absolute", "squared")[power - 1]
-            rows.append([target, error, steps, spread(pixels), spread(kernels), spread(variation, 3)])
+            rows.append([predicts, error, steps, spread(pixels), spread(kernels), spread(variation, 3)])
             print(*rows[-1], flush=True)
     columns = [
-        "asked for",
+        "predicts",
         "error",
         "steps",
         "pixel distance, three training runs",

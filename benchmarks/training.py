@@ -48,9 +48,9 @@ def article(size):
     return measure(articles_loop(diffusion, loader), size, loader.batch_size)  # it waits for each loss
 
 
-def course(size, by_hand=False, channels_last=False, bf16=False, **switches):
+def course(size, by_hand=False, channels_last=False, bf16=False, precision="no", **switches):
     """`Training` as it is, or with these switches."""
-    from diffusion_utils import Training, _accelerator, l1_loss
+    from diffusion_utils import Training, l1_loss, pick_accelerator
 
     def loss(diffusion, images):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -59,10 +59,12 @@ def course(size, by_hand=False, channels_last=False, bf16=False, **switches):
     diffusion, loader = prepare(size)
     options = {}
     if by_hand:
-        layout = torch.channels_last if channels_last else torch.preserve_format
-        diffusion.to(memory_format=layout)
-        options = {"loss": loss, "accelerator": _accelerator(**{"mixed_precision": "no", **switches})}
+        os.environ["ACCELERATE_MIXED_PRECISION"] = precision
+        options = {"loss": loss, "accelerator": pick_accelerator(**switches)}
     training = Training(diffusion, loader, epochs=100, **options)
+    if channels_last:
+        training.diffusion.to(memory_format=torch.channels_last)
+        training.average.to(memory_format=torch.channels_last)
     wait = lambda: float(training.history["loss"][-1])  # noqa: E731
     return measure(training, size, loader.batch_size, wait)
 
@@ -92,7 +94,7 @@ def sides(size):
         native = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         for precision in (native, "no"):
             for compiler in ("no", "inductor"):
-                switches = dict(by_hand=True, mixed_precision=precision, dynamo_backend=compiler)
+                switches = dict(by_hand=True, precision=precision, dynamo_backend=compiler)
                 found[f"mixed_precision={precision}, dynamo_backend={compiler}"] = course, switches
     else:
         found["32 bits"] = course, dict(by_hand=True)
