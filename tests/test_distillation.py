@@ -1,0 +1,79 @@
+"""Lesson 13: students that draw in few steps."""
+
+from functools import partial
+
+import pytest
+import torch
+from helpers import loader, tiny, train
+
+from diffusion_course.distillation import FEW_STEPS, distill, distillation_loss, half_steps
+from diffusion_utils import Diffusion, ddim, generate, mix, predict, schedule
+
+
+def test_one_step_to_the_aim_is_two_steps():
+    noise, image = torch.randn(2, 6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    teacher = tiny(predicts="v").double().eval()
+    ask = partial(predict, teacher)
+    time, next_time = torch.full((6, 1, 1, 1), 0.8).double(), torch.full((6, 1, 1, 1), 0.4).double()
+    noisy = mix(image, noise, time)
+    aim = half_steps(ask, noisy, time, next_time)
+    there, _ = ddim(ask, noisy, time, (time + next_time) / 2)
+    end, _ = ddim(ask, there, (time + next_time) / 2, next_time)
+    noise_rate, signal_rate = schedule(time)
+    step, _ = ddim(lambda *_: ((noisy - signal_rate * aim) / noise_rate, aim), noisy, time, next_time)
+    torch.testing.assert_close(step, end, atol=1e-5, rtol=0)
+
+
+def test_at_the_end_the_aim_is_the_last_guess():
+    ask = partial(predict, tiny(predicts="v").eval())
+    noisy, time = torch.randn(2, 3, 8, 8), torch.full((2, 1, 1, 1), 0.5)
+    there, _ = ddim(ask, noisy, time, time / 2)
+    _, last = ask(there, time / 2)
+    assert torch.equal(half_steps(ask, noisy, time, 0 * time), last)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_loss_asks_at_the_students_times_only(steps):
+    teacher, student = tiny(predicts="v").eval(), tiny(predicts="v")
+    seen = []
+    student.combine.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    images = torch.rand(64, 3, 8, 8)
+    before = teacher.norm.running_mean.clone()
+    loss = distillation_loss(teacher, steps)(student, images)
+    loss.backward()
+    allowed = schedule(torch.arange(1, steps + 1) / steps)[0] ** 2
+    assert torch.isin(seen[0].flatten(), allowed).all() and len(seen[0].unique()) == steps
+    assert student.unet.out.weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert torch.equal(before, teacher.norm.running_mean)
+
+
+def test_distill():
+    teacher = tiny(predicts="v")
+    train(teacher, loader(), epochs=25, lr=1e-2)
+    weights = {name: value.clone() for name, value in teacher.state_dict().items()}
+    students = dict(distill(teacher, loader(), (2, 1), epochs=40, lr=5e-3))
+    assert list(students) == [2, 1] and not students[1].training and teacher.config.steps == 20
+    assert [student.config.steps for student in students.values()] == [2, 1]
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, weights[name]), name  # left as it was
+    noise = torch.randn(64, 3, 8, 8)
+    aim = generate(teacher, noise=noise, steps=4)
+    off = [
+        float((generate(model, noise=noise, steps=1) - aim).abs().mean()) for model in (teacher, students[1])
+    ]
+    assert off[1] < 0.7 * off[0]
+
+
+def test_a_teacher_that_predicts_noise_is_refused():
+    with pytest.raises(ValueError, match="teacher: it predicts noise"):
+        next(distill(tiny(), loader()))
+
+
+@pytest.mark.parametrize("steps", FEW_STEPS)
+def test_what_ships(steps):
+    diffusion = Diffusion.from_pretrained(FEW_STEPS[steps])
+    assert diffusion.config.steps == steps
+    assert diffusion.config.predicts == "v" and diffusion.config.image_size == 32
+    faces = generate(diffusion, n=8, seed=0)
+    assert 0.15 < faces.std() < 0.3 and faces.mean(dim=(2, 3)).std(dim=0).min() > 0.03
