@@ -1,7 +1,7 @@
 """A diffusion model for small images: load, add noise, build, train, draw. Lessons 01 to 05, in their order.
 
 Images are float32 arrays or tensors (N, C, S, S) with values in [0, 1]: N images, C channels (three:
-red, green, blue), S rows, S columns. This file imports nothing else of the course: install it, or copy it.
+red, green, blue), S rows, S columns. This file needs no other of the course; only the folders named below lie there.
 """
 
 import copy
@@ -25,8 +25,8 @@ from transformers import PretrainedConfig, PreTrainedModel, get_scheduler
 
 ROOT = Path(__file__).resolve().parent
 TOY_FACES = ROOT / "data" / "toy_faces"  # the images that ship with the course
-TOY_MODEL = ROOT / "pretrained" / "toy_faces_32"  # the network of lesson 04, trained for a good hour
-SHORT_MODEL = ROOT / "pretrained" / "toy_faces_32_short"  # the same after the five minutes of lesson 04
+TOY_MODEL = ROOT / "pretrained" / "toy_faces_32"  # the network of lesson 04, trained for over an hour
+SHORT_MODEL = ROOT / "pretrained" / "toy_faces_32_short"  # the same network after five minutes
 LARGE_MODEL = ROOT / "pretrained" / "toy_faces_64"  # one of the full size, trained by train.py
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -40,7 +40,7 @@ CPU_RECIPE = dict(epochs=16, lr=3e-3, ema_decay=0.99, warmup_steps=100, cosine_d
 def square_rgb(image, size):
     """Turn a PIL image into a `size` × `size` RGB image: cropped, not squashed; white where transparent. Lesson 01.
 
-    Raises ValueError for images of 16 bits a channel, which Pillow would cut off.
+    Raises ValueError for the modes I, I;16 and F, whose values `convert` would clip at 255.
     """
     if image.mode[0] in "IF":
         raise ValueError(f"image: it has the mode {image.mode}; open it with any_images of lesson 10")
@@ -54,13 +54,13 @@ def open_images(source, split="train", seed=0):
     """Open a data set of images, shuffled, with one column, "image". Nothing is decoded yet. Lesson 01.
 
     `source`: a folder of images, a folder in hub layout (with parquet files), a hub id ("owner/name", which is
-    streamed), or any `datasets.Dataset`; `any_images` of lesson 10 makes one of zip files and untidy folders.
+    streamed), or any `datasets.Dataset`; `any_images` of lesson 10 makes one from zip files and untidy folders.
     """
     if isinstance(source, datasets.Dataset):
         rows = source
     elif Path(source).is_dir() and not any(Path(source).rglob("*.parquet")):
         if split != "train":
-            raise ValueError(f"split: a folder of images has no {split!r}; name a folder of its own")
+            raise ValueError(f"split: a folder of images has no {split!r}; name the folder of that split")
         files = sorted(str(path) for path in Path(source).rglob("[!.]*") if path.suffix.lower() in SUFFIXES)
         rows = datasets.Dataset.from_dict({"image": files}, datasets.Features(image=datasets.Image()))
     else:
@@ -75,7 +75,7 @@ def open_images(source, split="train", seed=0):
 def get_data(source=TOY_FACES, *, split="train", limit=3000, size=64, seed=0):
     """Load up to `limit` images as one float32 array (N, 3, size, size) in [0, 1]. Lesson 01.
 
-    `source`: see `open_images`; `seed` fixes which images come, and in which order. Photos come upright.
+    `source`: see `open_images`; `seed` fixes which images come, and in which order. Photos come upright: `datasets` turns them.
     Raises ValueError where there is no image, and what Pillow raises for a file that it cannot read.
     """
     rows = islice(open_images(source, split, seed), limit)
@@ -88,8 +88,9 @@ def get_data(source=TOY_FACES, *, split="train", limit=3000, size=64, seed=0):
 def get_loader(data, batch_size=64, seed=None):
     """Deal `data` (N, C, S, S) in shuffled batches; the last, incomplete one is dropped. Lesson 01.
 
-    `data`: float32 in [0, 1], an array, a tensor or a data set. With a `seed` the order is the same in every
-    run. Raises ValueError for values outside [0, 1] and for fewer images than a batch.
+    `data`: float32 in [0, 1], an array, a tensor, or a torch Dataset of such images, whose values are not looked
+    at. With a `seed` the order is the same in every run. Raises ValueError for values outside [0, 1] and for
+    fewer images than a batch.
     """
     if len(data) < batch_size:
         raise ValueError(f"data: {len(data)} images do not fill a batch of batch_size={batch_size}")
@@ -104,7 +105,7 @@ def show(images, n=5, path=None, titles=()):
     images = torch.as_tensor(images[:n]).detach().cpu().clip(0, 1)
     figure, axes = plt.subplots(1, len(images), figsize=(1.5 * len(images), 1.7), squeeze=False)
     for axis, image, title in zip(axes[0], images, [*titles, *n * [""]]):
-        axis.imshow(image[:3].permute(1, 2, 0), cmap="gray", interpolation="nearest")
+        axis.imshow(image[:3].permute(1, 2, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(title, fontsize=9)
         axis.axis("off")
     figure.tight_layout(pad=0.3)
@@ -138,17 +139,17 @@ def mix(image, noise, time):
 
 
 class Combine(nn.Module):
-    """Put a noisy image (N, colors, S, S) and its noise variance (N, 1, 1, 1) into one tensor. Lesson 03.
+    """Put a noisy image (N, channels, S, S) and its noise variance (N, 1, 1, 1) into one tensor. Lesson 03.
 
-    forward gives (N, 2·channels, S, S): the first half are colours, mixed by a 1×1 convolution; the second half
+    forward gives (N, 2·width, S, S): the first half are colours, mixed by a 1×1 convolution; the second half
     are sines and cosines of the variance at frequencies from 1 to 1000. Vaswani et al. 2017, section 3.5.
     """
 
-    def __init__(self, channels=32, colors=3):
+    def __init__(self, width=32, channels=3):
         super().__init__()
-        frequencies = torch.linspace(0.0, math.log(1000), channels // 2).exp()
+        frequencies = torch.linspace(0.0, math.log(1000), width // 2).exp()
         self.register_buffer("t", 2 * math.pi * frequencies)
-        self.cnn = nn.Conv2d(colors, channels, kernel_size=1)
+        self.cnn = nn.Conv2d(channels, width, kernel_size=1)
 
     def embed(self, variance):
         angle = self.t * variance.flatten(1)
@@ -162,7 +163,7 @@ class Combine(nn.Module):
 class Residual(nn.Module):
     """Two 3×3 convolutions beside a shortcut: (N, channel_in, S, S) to (N, channel_out, S, S). Lesson 03.
 
-    He et al. 2015, with a 1×1 convolution on the shortcut.
+    After He et al. 2015; one BatchNorm, and always a 1×1 convolution on the shortcut.
     """
 
     def __init__(self, channel_in, channel_out):
@@ -187,23 +188,23 @@ def blocks(channel_in, width, depth, skip=0):
 class UNet(nn.Module):
     """Down, across the bottom and up again, with skips from each level. Lesson 03.
 
-    forward: (N, 2·widths[0], S, S) gives (N, colors, S, S). `widths` are the channels of each level, the last
-    those of the bottom; `block_depth` is how many Residual blocks each level has. S must halve
-    len(widths) - 1 times. What follows x goes to every block (lesson 15). Ronneberger et al. 2015.
+    forward: (N, 2·widths[0], S, S) gives (N, channels, S, S). `widths` are the channels of each level, the last
+    those of the bottom; `block_depth` is how many Residual blocks each level has. S must be divisible by
+    2 ** (len(widths) - 1). Arguments after x go to every block: those of lesson 15 take some. Ronneberger et al. 2015.
     """
 
-    def __init__(self, widths=(32, 64, 96, 128), block_depth=2, colors=3):
+    def __init__(self, widths=(32, 64, 96, 128), block_depth=2, channels=3):
         super().__init__()
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        channels = 2 * widths[0]
+        above = 2 * widths[0]
         for width in widths[:-1]:
-            self.down.extend([*blocks(channels, width, block_depth), nn.AvgPool2d(2)])
-            channels = width
-        self.middle.extend(blocks(channels, widths[-1], block_depth))
+            self.down.extend([*blocks(above, width, block_depth), nn.AvgPool2d(2)])
+            above = width
+        self.middle.extend(blocks(above, widths[-1], block_depth))
         for below, width in pairwise(reversed(widths)):
             self.up.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True))
             self.up.extend(blocks(below, width, block_depth, skip=width))
-        self.out = nn.Conv2d(widths[0], colors, kernel_size=1)
+        self.out = nn.Conv2d(widths[0], channels, kernel_size=1)
 
     def forward(self, x, *condition):
         skips = []
@@ -225,10 +226,11 @@ class UNet(nn.Module):
 
 
 class DiffusionConfig(PretrainedConfig):
-    """The numbers that fix the model; the defaults are the full 64×64 model. Lesson 04.
+    """All settings of the model; the defaults are the full 64×64 model. Lesson 04.
 
-    `predicts`: what the network is asked for, "noise", "image", "v" or "flow" (lesson 13). `steps`: how many
-    `generate` takes by itself. `times`: where they lie, evenly from 1 to 0 or along a list (lesson 12).
+    `channels`: those of the images. `predicts`: what the network puts out (lesson 13): "noise", "image", "v", which is
+    signal_rate · noise - noise_rate · image, or "flow", noise - image. `steps`: how many `generate` takes by
+    default. `times`: where they lie, interpolated between these numbers: [1.0, 0.0] is evenly from 1 to 0.
     """
 
     model_type = "course_diffusion"
@@ -246,7 +248,7 @@ class DiffusionConfig(PretrainedConfig):
 class Diffusion(PreTrainedModel):
     """The diffusion model: it adds noise to images and predicts that noise. Lesson 04.
 
-    forward plays one round of the game: `images` (N, C, S, S) in [0, 1] give `(noise, predicted_noise)`.
+    forward is one round of training: `images` (N, C, S, S) in [0, 1] give `(noise, predicted_noise)`.
     `network` is the U-Net's own output for normalised `noisy` images and `time` (N, 1, 1, 1); `predict_noise`
     turns that into noise, whatever the network `predicts`. Ho et al. 2020, algorithm 1, with continuous time.
     """
@@ -265,11 +267,11 @@ class Diffusion(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, name, *args, **options):
-        """Load a model from a folder or the hub; half a model, which transformers would fill up, is refused."""
+        """Load a model from a folder or the hub; ValueError if weights are missing, which would start at random."""
         model, report = super().from_pretrained(name, *args, **options, output_loading_info=True)
         misfits = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
         if misfits:
-            raise ValueError(f"{name}: {len(misfits)} weights are missing or too many: {misfits[0]} …")
+            raise ValueError(f"{name}: {len(misfits)} weights are missing or unexpected: {misfits[0]} …")
         return model
 
     def network(self, noisy, time, *condition):
@@ -296,8 +298,8 @@ class Diffusion(PreTrainedModel):
         return noise, self.predict_noise(mix(image, noise, time), time)
 
 
-DiffusionConfig.register_for_auto_class()  # a published model brings this file along, so that
-Diffusion.register_for_auto_class("AutoModel")  # AutoModel opens it where there is no course
+DiffusionConfig.register_for_auto_class()  # a saved model carries this file, so AutoModel opens it
+Diffusion.register_for_auto_class("AutoModel")  # without the course
 
 
 def l1_loss(diffusion, images):
@@ -307,7 +309,7 @@ def l1_loss(diffusion, images):
 
 
 def average_weights(diffusion, ema_decay):
-    """A copy of `diffusion` that follows it slowly: the EMA of its weights, shorter in the first steps. Lesson 04."""
+    """A copy of `diffusion` that follows it slowly: the EMA of its weights, over fewer steps at first. Lesson 04."""
 
     def update(averages, weights, count):
         decay = min(ema_decay, (1 + int(count)) / (10 + int(count)))
@@ -318,7 +320,7 @@ def average_weights(diffusion, ema_decay):
 
 @dataclass
 class Recipe:
-    """All numbers that a training run depends on; the defaults are the article's, for a GPU. Lesson 04."""
+    """The settings of a training run; the defaults are those of the article that the course builds on. Lesson 04."""
 
     epochs: int = 2000
     lr: float = 2e-4
@@ -335,9 +337,9 @@ def adamw(model, recipe):
 
 
 def pick_accelerator(**options):
-    """Where to compute, CUDA, Apple's GPU or the CPU, and in how many bits: 16 where the chip has them. Lesson 04.
+    """Choose the device, CUDA, Apple's GPU or the CPU, and the precision: 16 bits where it has them. Lesson 04.
 
-    `options` are those of Accelerate's `Accelerator`; its environment variables go before what is found here.
+    `options` are those of Accelerate's `Accelerator`; they and its environment variables take precedence.
     """
     gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     native = "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
@@ -345,7 +347,7 @@ def pick_accelerator(**options):
         native = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", native)
     shared = DataLoaderConfiguration(split_batches=True)  # several processes share each batch
-    return Accelerator(cpu=not gpu, mixed_precision=precision, dataloader_config=shared, **options)
+    return Accelerator(**dict(cpu=not gpu, mixed_precision=precision, dataloader_config=shared) | options)
 
 
 def seed_of(*numbers):
@@ -373,16 +375,17 @@ class Training:
                 show(generate(training.average.module, seed=0))
 
     `diffusion` may be any module for which `loss(diffusion, batch)` gives a scalar; `optimizer(diffusion, recipe)`
-    gives a torch.optim.Optimizer; `recipe`: see `Recipe`. Order, augmentation and noise follow from seeds, epoch
-    and step, so a run that is broken off goes on with the same bits. At the end, or after `finish()`, the model
-    has the averaged weights. Raises FloatingPointError for a loss or weights that are not finite.
+    gives a torch.optim.Optimizer; `recipe`: the fields of `Recipe`. Order, augmentation and noise follow from seeds,
+    epoch and step: after a `break`, loop over the same object again, and it goes on as if unbroken. `history` has
+    the loss and the learning rate of each step. At the end, or after `finish()`, the model has the averaged
+    weights. Raises FloatingPointError, at the end of an epoch, for a loss or weights that are not finite.
     """
 
     def __init__(self, diffusion, loader, *, loss=l1_loss, optimizer=adamw, accelerator=None, **recipe):
         self.recipe = recipe = Recipe(**recipe)
         self.step, self.history, self.finished = 0, {"loss": [], "lr": []}, False
         self.accelerator = accelerator or pick_accelerator()
-        in_bf16 = self.accelerator.mixed_precision == "bf16"  # then the channels of a pixel lie side by side
+        in_bf16 = self.accelerator.mixed_precision == "bf16"  # convolutions in bf16 are faster channels last
         layout = torch.channels_last if in_bf16 else torch.contiguous_format
         self.diffusion = diffusion.to(self.accelerator.device, memory_format=layout).train()
         self.average = average_weights(diffusion, recipe.ema_decay)
@@ -399,7 +402,7 @@ class Training:
         return self.recipe.epochs * len(self.loader)
 
     def __iter__(self):
-        while self.step < len(self):
+        while self.step < len(self) and not self.finished:
             epoch, done = divmod(self.step, len(self.loader))
             self.loader.set_epoch(epoch)  # for data that augments itself at random, see lesson 10
             self.sampler.generator = torch.Generator().manual_seed(seed_of(self.order_seed, epoch))
@@ -411,18 +414,18 @@ class Training:
         self.finish()
 
     def take_step(self, batch):
-        self.history["lr"] += self.rates.get_last_lr()[:1]
-        loss = self.loss(batch)
-        self.accelerator.backward(loss)  # in float16 it also scales the gradients
-        self.optimizer.step()
         self.optimizer.zero_grad()
+        loss = self.loss(batch)
+        self.accelerator.backward(loss)  # in float16 it scales the loss first
+        self.optimizer.step()
+        self.history["lr"] += self.rates.get_last_lr()[:1]
         self.rates.step()
         self.average.update_parameters(self.diffusion)
-        self.history["loss"].append(self.accelerator.reduce(loss.detach(), "mean"))  # of all GPUs
+        self.history["loss"].append(self.accelerator.reduce(loss.detach(), "mean"))  # over all processes
         self.step += 1
 
     def check_finite(self):
-        self.history["loss"] = [float(loss) for loss in self.history["loss"]]  # from the device
+        self.history["loss"] = [float(loss) for loss in self.history["loss"]]  # one transfer for all
         values = [torch.tensor(self.history["loss"]), *self.diffusion.state_dict().values()]
         if not all(value.isfinite().all() for value in values):
             raise FloatingPointError(f"loss or weights are not finite at step {self.step}; try a lower lr")
@@ -469,7 +472,7 @@ def sample(predict, noisy, times, step=ddim):
 
     `predict(noisy, time)` gives noise and image, all normalised; `step` is `ddim` or another of lesson 12.
     """
-    step = copy.deepcopy(step)  # one that remembers, remembers nothing of other drawings
+    step = copy.deepcopy(step)  # it may keep a state (lesson 12); each drawing gets its own
     for now, then in pairwise(times):
         time = torch.full((len(noisy), 1, 1, 1), now, dtype=noisy.dtype, device=noisy.device)
         noisy, image = step(predict, noisy, time, time - (now - then))
@@ -480,8 +483,8 @@ def sample(predict, noisy, times, step=ddim):
 def generate(diffusion, n=5, steps=None, seed=None, *, noise=None, on_step=None, sampler=ddim):
     """Draw `n` images (n, C, S, S) in [0, 1] from noise. Lesson 05.
 
-    `steps`: how many, else as many as the model's config says, 20; or a list of times. `noise` (n, C, S, S): what to
-    start from instead of `seed`. `on_step(step, noisy, image)` is called after each step, from 1 on, with
+    `steps`: a number of 1 or more, by default config.steps; or a list of times. `noise` (n, C, S, S): what to start
+    from, instead of `n` and `seed`. `on_step(step, noisy, image)` is called after each step, from 1 on, with
     colours in [0, 1]. The model stays as it is: a copy draws, in eval mode and in 32 bits.
     """
     network = copy.deepcopy(diffusion).float().eval()
