@@ -1,12 +1,22 @@
 """The tools that write parts of lessons and of the README."""
 
+import base64
+import io
+import sys
+
 import nbformat
-import pytest
+import numpy as np
 import run_lessons
+import smaller
 import sync
 import tables
+import torch
+from PIL import Image
 
+from diffusion_course import quality
 from diffusion_utils import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
 
 # Cells from a module --------------------------------------------------------------------
 
@@ -63,6 +73,15 @@ def test_a_cell_gets_its_definition():
     assert new == f"x = 1\n\n\n{text}\n\n\ndef other():\n    pass\n\n\nprint(double(x))"
     assert sync.synced(new, {"double": text}) == new
     assert sync.synced("%time double(3)", {"double": text}) == "%time double(3)"
+
+
+def test_what_nobody_needs_to_read_is_collapsed():
+    sources = "x = 0", "import torch\nfrom math import pi", "import torch\nx = 1", "%time double(3)"
+    lesson = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    sync.rewritten(lesson, {})
+    hidden = [cell.metadata.get("jupyter") for cell in lesson.cells]
+    assert hidden == [{"source_hidden": True}, {"source_hidden": True}, None, None]
+    assert lesson.cells[0].source == sync.FIRST_CELL
 
 
 # What a run leaves in a notebook -----------------------------------------------------------
@@ -125,49 +144,68 @@ def test_seconds_change_only_with_reason():
     assert noted == [10, 10, 10, 13, 13]
 
 
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_pictures_get_a_palette():
+    """Many colours become 256 that are near them, also in what a slider keeps; what is small stays."""
+    y, x = np.mgrid[:200, :200]
+    rich = png(np.stack([x, y, (x * y) % 256], axis=-1).astype(np.uint8))
+    packed = smaller.smaller(rich)
+    off = np.asarray(Image.open(io.BytesIO(packed)).convert("RGB"), int) - np.asarray(
+        Image.open(io.BytesIO(rich)), int
+    )
+    assert len(packed) < 0.6 * len(rich) and abs(off).mean() < 12
+    assert smaller.smaller(packed) == packed
+    plain = png(np.zeros((4, 4, 3), np.uint8))
+    assert smaller.smaller(plain) == plain
+    run = notebook(*(4 * f"{i + 0x1234567:08x}" for i in range(4)))
+    shown = nbformat.v4.new_output("display_data", {smaller.PNG: base64.b64encode(rich).decode()})
+    run.cells[0].outputs.append(shown)
+    next(iter(run_lessons.widgets(run).values()))["state"]["outputs"] = [shown.copy()]
+    smaller.shrink(run)
+    ends = [output for output in smaller.outputs(run) if smaller.PNG in output.get("data", {})]
+    assert [base64.b64decode(output["data"][smaller.PNG]) == packed for output in ends] == [True, True]
+
+
 # The parts of the README --------------------------------------------------------------------
 
 
 def test_the_readme_is_up_to_date():
-    for name, needed in tables.NEEDED.items():
-        text = (ROOT / name).read_text(encoding="utf-8")
-        assert tables.filled(text, needed) == text, f"{name}: run make tables"
+    text = tables.README.read_text(encoding="utf-8")
+    assert tables.filled(text) == text, "run make tables"
 
 
 def test_only_what_lies_between_the_marks_changes():
     text = "One\n<!-- lessons -->\nwhat was there\n<!-- /lessons -->\ntwo\n<!-- measured --><!-- /measured -->\nthree"
-    new = tables.filled(text, {"lessons", "measured"})
+    new = tables.filled(text)
     assert new.startswith("One\n<!-- lessons -->\n| Lesson |") and new.endswith("<!-- /measured -->\nthree")
     assert "\n<!-- /lessons -->\ntwo\n<!-- measured -->\n" in new and "what was there" not in new
     assert tables.filled(new) == new
-    assert tables.filled("nothing to fill") == "nothing to fill"
 
 
-def test_missing_marks_are_named():
-    with pytest.raises(ValueError, match="the marks <!-- measured --> and <!-- /measured --> are missing"):
-        tables.filled("<!-- lessons --> <!-- /lessons -->", {"lessons", "measured"})
+def test_publish(tmp_path, monkeypatch):
+    """A new table takes the place of the old one, and can be read again."""
+    from common import publish
 
-
-RESULTS = """# Results
-
-## Data (CPU)
-
-2026-11-23; 2 cores; Python 3
-
-| files | seconds | times as fast | of the array's size |
-|---|---|---|---|
-| `map` | 18.36 (16.97–19.98) | 1.0 | 7.33 |
-| `get_data` | 1,003.29 (3.29–4.05) | 5.6 | 1.16 |
-
-A note.
-"""
-
-
-def test_results_in_words():
-    ((key, (machine, rows)),) = tables.results(RESULTS).items()
-    assert key == ("Data", "CPU") and machine == "2 cores"
-    assert rows[0] == {"files": "`map`", "seconds": 18.36, "times as fast": 1.0, "of the array's size": 7.33}
-    assert tables.in_words("Data", rows) == "18.36 and 1003.29 s, 7.33 and 1.16 times the array's size"
+    monkeypatch.setattr("common.RESULTS", tmp_path / "results.md")
+    (tmp_path / "results.md").write_text("# Results\n\nMedians.\n\n## Zoo (CPU)\n\na; b\n\n**Old.**\n")
+    for summary in ("Nothing.", "2 and 1 s."):
+        publish(
+            "Data", ["way", "seconds"], [["`map`", "2 (1–3)"], ["ours", 1]], summary=summary, note="A note."
+        )
+    found = quality.results(tmp_path / "results.md")
+    kind = "CUDA" if torch.cuda.is_available() else "CPU"
+    assert list(found) == [f"Data ({kind})", "Zoo (CPU)"]
+    assert tables.in_short(found[f"Data ({kind})"]).startswith("2 and 1 s (")
+    assert tables.in_short(found["Zoo (CPU)"]) == "Old (b)"
+    text = (tmp_path / "results.md").read_text()
+    assert text.startswith("# Results\n\nMedians.\n\n## Data") and text.count("| `map` | 2 (1–3) |") == 1
+    monkeypatch.setattr(quality, "results", lambda: {"Data (CPU)": found[f"Data ({kind})"]})
+    assert quality.published("Data") == [["`map`", "2 (1–3)"], ["ours", "1"]]
 
 
 def test_times_in_words():
