@@ -33,7 +33,6 @@ from diffusion_utils import (
     square_rgb,
     train,
 )
-from diffusion_course.long_runs import carry_on
 from diffusion_course.images import Pictures, look_through, picture_files
 from diffusion_course.quality import FaceClassifier, face_features, pixel_distance
 
@@ -263,25 +262,10 @@ SENTENCES = {
     "a misspelt option": (lambda t: Diffusion.from_pretrained(saved(t), devize="cpu"), TypeError, "unexpected keyword argument 'devize'"),
     "a config with another target": (lambda t: Diffusion.from_pretrained(target(t)), ValueError, r"there is no model that can be loaded \(predicts must be 'noise' or 'v', not 'fog'\)"),
     "another target": (lambda t: DiffusionConfig(predicts="fog"), ValueError, "predicts must be 'noise' or 'v', not 'fog'"),
-    "a number that is no part of a recipe": (lambda t: recipe(sample_every=25), TypeError, r"a recipe has no \['sample_every'\], only \['epochs', 'lr', 'weight_decay', "),
-    "checkpoint_dir": (lambda t: train(tiny(), loader(), 1, checkpoint_dir=t), TypeError, r"a recipe has no \['checkpoint_dir'\]"),
-    "ema_decay 7": (lambda t: recipe(ema_decay=7), ValueError, "ema_decay < 1: .*'ema_decay': 7"),
-    "ema_decay 1": (lambda t: recipe(ema_decay=1), ValueError, "ema_decay < 1: .*'ema_decay': 1"),
-    "ema_decay NaN": (lambda t: recipe(ema_decay=np.nan), ValueError, "a recipe needs numbers of 0 or more"),
     "widths of nothing": (lambda t: DiffusionConfig(widths=()), ValueError, "image_size=64 cannot be halved -1 times, which 0 widths need"),
     "block_depth 0": (lambda t: DiffusionConfig(block_depth=0), ValueError, "block_depth must be 1 or more, not 0"),
     "an image_size of text": (lambda t: DiffusionConfig("64"), TypeError, "image_size must be a whole number, not '64'"),
     "channels 0": (lambda t: DiffusionConfig(channels=0), ValueError, "channels must be 1 or more, not 0"),
-    "half a warm-up": (lambda t: recipe(warmup_steps=2.5), ValueError, "a recipe needs numbers of 0 or more, .*'warmup_steps': 2.5"),
-    "a negative warm-up": (lambda t: recipe(warmup_steps=-5), ValueError, "a recipe needs numbers of 0 or more, .*'warmup_steps': -5"),
-    "lr NaN": (lambda t: recipe(lr=np.nan), ValueError, "a recipe needs numbers of 0 or more, .*'lr': nan"),
-    "lr -1": (lambda t: recipe(lr=-1), ValueError, "a recipe needs numbers of 0 or more, .*'lr': -1"),
-    "seed -1": (lambda t: recipe(seed=-1), ValueError, "a recipe needs numbers of 0 or more, .*'seed': -1"),
-    "epochs 0": (lambda t: recipe(epochs=0), ValueError, "epochs must be 1 or more, not 0"),
-    "epochs 2.5": (lambda t: recipe(epochs=2.5), TypeError, "epochs must be a whole number, not 2.5"),
-    "epochs 0, train": (lambda t: train(tiny(), loader(), epochs=0), ValueError, "epochs must be 1 or more, not 0"),
-    "a checkpoint every 0 steps": (lambda t: next(carry_on(recipe(), t, every=0)), ValueError, "every must be 1 or more, not 0"),
-    "a checkpoint every 2.5 steps": (lambda t: next(carry_on(recipe(), t, every=2.5)), TypeError, "every must be a whole number, not 2.5"),
     # what is no source
     "no name": (lambda t: get_data(""), TypeError, "source: a folder, a file, a list of files or a name is needed, not ''"),
     "None": (lambda t: get_data(None), TypeError, "source: a folder, .* is needed, not None"),
@@ -341,19 +325,6 @@ SENTENCES = {
     "pictures of odd size": (lambda t: fit(torch.rand(8, 3, 7, 7)), ValueError, r"images: .*\(4, 3, 7, 7\)"),
     "pictures that are not square": (lambda t: fit(torch.rand(8, 3, 8, 4)), ValueError, r"images: .*\(4, 3, 8, 4\)"),
     "batches of pairs": (lambda t: fit(TensorDataset(torch.rand(8, 3, 8, 8), torch.rand(8))), ValueError, "images: a Tensor .* is needed, not list$"),
-    "a stream": (lambda t: fit(Stream()), TypeError, "loader must be a DataLoader with batches, of a data set with a length"),
-    "a list of batches": (lambda t: train(tiny(), [torch.rand(4, 3, 8, 8)], 1), TypeError, "loader must be a DataLoader with batches"),
-    "no batch": (lambda t: train(tiny(), DataLoader(torch.rand(4, 3, 8, 8), 8, drop_last=True), 1), TypeError, "loader must be a DataLoader with batches"),
-    "no batch size": (lambda t: train(tiny(), DataLoader(torch.rand(4, 3, 8, 8), None), 1), TypeError, "loader must be a DataLoader with batches"),
-    "no_grad": (lambda t: torch.no_grad()(train)(tiny(), loader(), 1), RuntimeError, r"training needs gradients: leave torch.no_grad\(\) first"),
-    "inference_mode": (lambda t: torch.inference_mode()(train)(tiny(), loader(), 1), RuntimeError, "training needs gradients"),
-    "lr 0": (lambda t: recipe(lr=0), ValueError, r"lr > 0, .*\{'lr': 0\}"),
-    "lr of text": (lambda t: recipe(lr="fast"), ValueError, r"a recipe needs numbers .*\{'lr': 'fast'\}"),
-    "lr None": (lambda t: recipe(lr=None), ValueError, r"a recipe needs numbers .*\{'lr': None\}"),
-    "ema_decay infinite": (lambda t: recipe(ema_decay=math.inf), ValueError, r"ema_decay < 1: .*inf"),
-    "a recipe's seed of text": (lambda t: recipe(seed="a"), ValueError, r"a recipe needs numbers .*\{'seed': 'a'\}"),
-    "a recipe's seed None": (lambda t: recipe(seed=None), ValueError, r"a recipe needs numbers .*\{'seed': None\}"),
-    "a folder for checkpoints that is a file": (lambda t: next(carry_on(recipe(), folder_with(t, f__txt=b"") / "f.txt")), OSError, "folder: cannot write into .*f.txt: "),
     # distances
     "a distance of one picture": (lambda t: pixel_distance(faces()[:1], faces()), ValueError, "features: at least 2 pictures are needed, not 1"),
     "a distance of none": (lambda t: pixel_distance(faces()[:0], faces()), ValueError, "features: at least 2 pictures are needed, not 0"),
@@ -374,11 +345,6 @@ def broken():
 
 def fit(pictures):
     return train(tiny(), DataLoader(pictures, 4), 1)
-
-
-class Stream(torch.utils.data.IterableDataset):
-    def __iter__(self):
-        return iter(torch.rand(8, 3, 8, 8))
 
 
 def config(folder, **changes):
@@ -410,10 +376,6 @@ def locked(folder):
         content[content.index(start) + place] |= 1
     (folder / "f.zip").write_bytes(content)
     return folder / "f.zip"
-
-
-def recipe(**numbers):
-    return Training(tiny(), loader(), **{"epochs": 1, **numbers})
 
 
 def saved(folder):
@@ -810,11 +772,3 @@ def test_drawing_in_threads_leaves_a_training_model_in_train_mode():
     for thread in threads:
         thread.join()
     assert all(seen) and all(module.training for module in diffusion.modules())
-
-
-def test_a_warm_up_without_an_end():
-    with pytest.warns(UserWarning, match="warmup_steps: the training ends before the rate has come up to lr"):
-        Training(tiny(), loader(), epochs=1, warmup_steps=4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        Training(tiny(), loader(), epochs=1, warmup_steps=3)
