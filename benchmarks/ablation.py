@@ -31,27 +31,33 @@ def squared_loss(diffusion, images):
     return torch.nn.functional.mse_loss(predicted_noise, noise)
 
 
-def leave_out(part, diffusion):
+def without_skips(blocks):
+    for block in blocks:  # what comes by the skip are the last channels of a block's input on the way up
+        skip = block.cnn.out_channels
+        block.register_forward_pre_hook(
+            lambda _, x, skip=skip: torch.cat((x[0][:, :-skip], torch.zeros_like(x[0][:, -skip:])), 1)
+        )
+
+
+def without_embedding(combine):
+    colours = combine.cnn.out_channels
+    combine.register_forward_hook(
+        lambda _, x, out: torch.cat((out[:, :colours], torch.zeros_like(out[:, colours:])), 1)
+    )
+
+
+def switch_off(part, diffusion):
     """Switch a part of the network off."""
     from diffusion_utils import Residual
 
     if part == "the skips of the U-Net":
-        for block in diffusion.unet.up:
-            if isinstance(block, Residual):  # what comes by the skip are the last channels of its input
-                skip = block.cnn.out_channels
-                block.register_forward_pre_hook(
-                    lambda _, x, skip=skip: torch.cat((x[0][:, :-skip], torch.zeros_like(x[0][:, -skip:])), 1)
-                )
+        without_skips([block for block in diffusion.unet.up if isinstance(block, Residual)])
     if part == "the shortcuts of the blocks":
-        for block in diffusion.unet.modules():
-            if isinstance(block, Residual):
-                for parameter in block.cnn.parameters():
-                    torch.nn.init.zeros_(parameter.requires_grad_(False))
+        for block in [block for block in diffusion.unet.modules() if isinstance(block, Residual)]:
+            for parameter in block.cnn.parameters():
+                torch.nn.init.zeros_(parameter.requires_grad_(False))
     if part == "the noise embedding":
-        colours = diffusion.combine.cnn.out_channels
-        diffusion.combine.register_forward_hook(
-            lambda _, x, out: torch.cat((out[:, :colours], torch.zeros_like(out[:, colours:])), 1)
-        )
+        without_embedding(diffusion.combine)
 
 
 def without(part, seed):
@@ -73,7 +79,7 @@ def without(part, seed):
         diffusion_utils.schedule = linear_schedule  # in this process, which ends with the training
     torch.manual_seed(seed)
     diffusion = start_at_zero(Diffusion(DiffusionConfig(**CPU_SHAPE)))
-    leave_out(part, diffusion)
+    switch_off(part, diffusion)
     loss = squared_loss if part == "the absolute error, for the squared one" else l1_loss
     training = Training(
         diffusion, get_loader(get_data(size=32), 32), loss=loss, **CPU_RECIPE | dict(seed=seed)

@@ -59,18 +59,18 @@ def on_colab(tmp_path, monkeypatch):
     """Run the first cell as often as asked; `fails` says which programs do, and what they leave."""
 
     def run_cell(times, fails):
-        told = []
+        calls = []
         monkeypatch.setitem(sys.modules, "google.colab", sys)
 
         def run(command, check):
             program = Path(command[-1]).name if command[0] != "git" else "git"
-            told.append((program, fails(program, len(told))))
+            calls.append((program, fails(program, len(calls))))
             if program == "git":
                 for part in ("notebooks", "tools"):
                     (Path(command[-1]) / part).mkdir(parents=True)
-                if not told[-1][1]:
+                if not calls[-1][1]:
                     (Path(command[-1]) / "diffusion_utils.py").write_text("")
-            if told[-1][1]:
+            if calls[-1][1]:
                 raise subprocess.CalledProcessError(1, command)
 
         monkeypatch.chdir(tmp_path)
@@ -83,23 +83,23 @@ def on_colab(tmp_path, monkeypatch):
                 exec(FIRST_CELL, {})
             except subprocess.CalledProcessError:
                 pass
-        return [program for program, _ in told], Path.cwd().relative_to(tmp_path).as_posix()
+        return [program for program, _ in calls], Path.cwd().relative_to(tmp_path).as_posix()
 
     return run_cell
 
 
 def test_a_failed_pip_is_tried_again(on_colab, tmp_path):
     """And the cell does not pass without it."""
-    told, place = on_colab(2, lambda program, n: program == "colab.py")
-    assert told == ["git", "colab.py", "colab.py"] and place == "."
-    told, place = on_colab(2, lambda program, n: program == "colab.py" and n < 1)
-    assert told == ["colab.py", "colab.py"] and place == "course/notebooks"
+    programs, place = on_colab(2, lambda program, n: program == "colab.py")
+    assert programs == ["git", "colab.py", "colab.py"] and place == "."
+    programs, place = on_colab(2, lambda program, n: program == "colab.py" and n < 1)
+    assert programs == ["colab.py", "colab.py"] and place == "course/notebooks"
 
 
 def test_a_torn_clone(on_colab, tmp_path):
     """It never gets the name under which it would be used."""
-    told, place = on_colab(2, lambda program, n: program == "git" and n < 1)
-    assert told == ["git", "git", "colab.py"] and place == "course/notebooks"
+    programs, place = on_colab(2, lambda program, n: program == "git" and n < 1)
+    assert programs == ["git", "git", "colab.py"] and place == "course/notebooks"
     assert (tmp_path / "course" / "diffusion_utils.py").exists()
     assert not (tmp_path / "course" / "notebooks" / "course").exists()
 

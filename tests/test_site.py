@@ -87,6 +87,12 @@ def test_nothing_comes_from_elsewhere(site, pages):
         assert "widget-state+json" not in text and "require.min.js" not in text
 
 
+def test_what_nobody_needs_to_read_unfolds(site, pages):
+    text = pages[site / "notebooks" / "02_noise_schedule.html"]
+    assert text.count("<summary>Set-up</summary>") == text.count("<summary>Imports</summary>") == 1
+    assert text.index("<summary>Set-up</summary>") < text.index("subprocess") < text.index("</details>")
+
+
 def test_sliders_leave_their_picture(site, pages):
     text = pages[site / "notebooks" / "05_sampling.html"]
     assert "Saved with <b>steps</b> 20, <b>seed</b> 1." in text

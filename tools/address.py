@@ -2,7 +2,8 @@
 
     python tools/address.py owner/name
 
-The address is kept in pyproject.toml, under [tool.course]; everything else is written from it.
+The address is kept in pyproject.toml, under [tool.course], as the version is under [project]; everything else is
+written from it.
 """
 
 import re
@@ -14,13 +15,13 @@ PROJECT = ROOT / "pyproject.toml"
 
 
 def course():
-    """The settings [tool.course]: repository and version."""
-    section = PROJECT.read_text(encoding="utf-8").split("[tool.course]")[1].split("\n[")[0]
-    return dict(re.findall(r'^(\w+) = "(.*)"$', section, re.MULTILINE))
+    """The repository, and the tag that belongs to the version, such as "v1"."""
+    settings = dict(re.findall(r'^(repository|version) = "(.*)"', PROJECT.read_text("utf-8"), re.MULTILINE))
+    return {"repository": settings["repository"], "version": f"v{settings['version'].removeprefix('v')}"}
 
 
 def rewrite(new):
-    """Put the address `new` in place of the one in pyproject.toml, everywhere."""
+    """Write the address `new` instead of the one in pyproject.toml, everywhere."""
     if not re.fullmatch(r"[a-zA-Z0-9][\w-]*/\w[\w.-]*", new, re.ASCII):
         raise SystemExit(f"REPO: {new!r} is not of the form owner/name")
     old = course()["repository"]

@@ -20,11 +20,13 @@ from address import course as settings
 from lessons import HELP, LESSONS, NOTEBOOKS, ROOT
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+from smaller import STATE
+from sync import FIRST_CELL
 
 WEB = ROOT / "web"
 PACKAGES = WEB / "node_modules"
-PARTS = {"Build it": 0, "Understand it": 6, "Put it to work": 9, "Beyond the article": 11}
-VIEW, STATE = (f"application/vnd.jupyter.widget-{kind}+json" for kind in ("view", "state"))
+PARTS = {"Build it": 0, "Understand it": 6, "Use it": 10, "Beyond the article": 12}
+VIEW = "application/vnd.jupyter.widget-view+json"
 BUTTONS = r'<span class="ways"><a href="\1">Open in Colab</a><a href="../../index.html">Draw a face in this browser</a></span>'
 BINARIES = ["ort-wasm-simd-threaded", "ort-wasm-simd-threaded.asyncify"]  # the latter knows WebGPU
 
@@ -41,8 +43,8 @@ def check_packages():
 
 def live_page(site, models=None):
     """The page that draws: its files as they are, onnxruntime-web, and the models as ONNX."""
-    leave_out = shutil.ignore_patterns("node_modules", "package*.json", "lessons", "mkdocs.yml")
-    shutil.copytree(WEB, site, ignore=leave_out, dirs_exist_ok=True)
+    not_needed = shutil.ignore_patterns("node_modules", "package*.json", "lessons", "mkdocs.yml")
+    shutil.copytree(WEB, site, ignore=not_needed, dirs_exist_ok=True)
     shutil.copy(ROOT / "images" / "noise_to_face.png", site)
     shutil.copy(ROOT / "LICENSE", site)
     runtime, package = site / "runtime", PACKAGES / "onnxruntime-web"
@@ -78,9 +80,18 @@ def still(widget, states):
     return f'<div class="still">{"".join(lines)}</div>'
 
 
+def collapsed(cell):
+    """A code cell that is collapsed in the notebook, as text that unfolds."""
+    title = "Set-up" if cell.source == FIRST_CELL else "Imports"
+    source = f"<details><summary>{title}</summary>\n\n```python\n{cell.source}\n```\n</details>"
+    return nbformat.v4.new_markdown_cell(source, id=cell.id)
+
+
 def plain(notebook):
-    """The notebook without what would come from elsewhere: stills in place of widgets, words in place of a badge."""
+    """The notebook without what would come from elsewhere: stills instead of widgets, words instead of a badge."""
     states = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
+    hidden = [cell.metadata.get("jupyter", {}).get("source_hidden", False) for cell in notebook.cells]
+    notebook.cells = [collapsed(cell) if fold else cell for cell, fold in zip(notebook.cells, hidden)]
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\[!\[Open in Colab\][^)]*\)\]\(([^)]*)\)", BUTTONS, cell.source)
@@ -135,11 +146,11 @@ def documents(folder):
 
 def navigation():
     """The lessons in their parts, as the generator takes it."""
-    nav, ends = [{"Draw a face": "../index.html"}, {"The course": "index.md"}], [*PARTS.values(), 100][1:]
+    nav = [{"Draw a face": "../index.html"}, {"The course": "index.md"}]
+    ends = [*PARTS.values(), 100][1:]
     for (part, first), end in zip(PARTS.items(), ends):
-        nav.append(
-            {part: [f"notebooks/{path.name}" for path in LESSONS if first <= int(path.stem[:2]) < end]}
-        )
+        lessons = [path.name for path in LESSONS if first <= int(path.stem[:2]) < end]
+        nav.append({part: [f"notebooks/{name}" for name in lessons]})
     return [*nav, {"Help": [f"notebooks/{HELP.name}"]}]
 
 
