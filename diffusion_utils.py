@@ -68,8 +68,8 @@ def open_images(source, split="train", seed=0):
     columns = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     if not columns:
         raise ValueError(f"source: {str(source)!r} has no column of images, only {list(rows.features)}")
-    column = "image" if "image" in columns else columns[0]
-    return rows.select_columns(column).rename_columns({column: "image"}).shuffle(seed=seed)
+    names = {} if "image" in columns else {columns[0]: "image"}
+    return rows.select_columns([*names] or "image").rename_columns(names).shuffle(seed=seed)
 
 
 def get_data(source=TOY_FACES, *, split="train", limit=3000, size=64, seed=0):
@@ -105,7 +105,7 @@ def show(images, n=5, path=None, titles=()):
     images = torch.as_tensor(images[:n]).detach().cpu().clip(0, 1)
     figure, axes = plt.subplots(1, len(images), figsize=(1.5 * len(images), 1.7), squeeze=False)
     for axis, image, title in zip(axes[0], images, [*titles, *n * [""]]):
-        axis.imshow(image[:3].permute(1, 2, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.imshow(image[:3].permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(title, fontsize=9)
         axis.axis("off")
     figure.tight_layout(pad=0.3)
