@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import sys
 
 import nbformat
@@ -206,6 +207,12 @@ def test_publish(tmp_path, monkeypatch):
     assert text.startswith("# Results\n\nMedians.\n\n## Data") and text.count("| `map` | 2 (1–3) |") == 1
     monkeypatch.setattr(quality, "results", lambda: {"Data (CPU)": found[f"Data ({kind})"]})
     assert quality.published("Data") == [["`map`", "2 (1–3)"], ["ours", "1"]]
+
+
+def test_every_model_is_in_the_index():
+    text = (ROOT / "pretrained" / "README.md").read_text(encoding="utf-8")
+    folders = {path.parent.name for path in (ROOT / "pretrained").glob("*/model.safetensors")}
+    assert folders and folders == set(re.findall(r"\]\((\w+)\)", text))
 
 
 def test_times_in_words():
