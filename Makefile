@@ -28,7 +28,7 @@ format: .venv/for-tests  ## write all files in that style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-sync: .venv/for-tests  ## copy the modules' definitions into the lessons that build them
+sync: .venv/for-tests  ## copy the modules' definitions into the lessons that build them, and collapse imports
 	$(BIN)/python tools/sync.py
 
 lessons: sync  ## run all lessons, and keep what they print and plot
@@ -41,6 +41,7 @@ tables: .venv/for-tests  ## write the tables in the README again
 faces: .venv/for-tests  ## draw the data set and its sheets again
 	$(BIN)/python data/draw_toy_faces.py
 	$(BIN)/python data/draw_toy_faces.py --sheet images/toy_faces.png
+	$(BIN)/python tools/smaller.py images/toy_faces.png
 
 images: .venv/for-tests  ## draw the other pictures again, with the models that ship
 	$(BIN)/python tools/make_images.py
@@ -58,7 +59,7 @@ test-newest: .venv-newest/installed $(NPM_PACKAGES)  ## run all tests with the n
 	.venv-newest/bin/python $(PYTEST)
 
 test test-oldest test-newest: export OMP_NUM_THREADS := 1
-# Linux: keep freed memory for the next step of a training, in place of fetching it anew from the system.
+# Linux: keep freed memory for the next step of a training run, instead of fetching it anew from the system.
 test test-oldest test-newest: export MALLOC_MMAP_MAX_ := 0
 test test-oldest test-newest: export MALLOC_TRIM_THRESHOLD_ := 4000000000
 

@@ -111,7 +111,8 @@ def models():
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["covers"]:
-        save(strip(LARGE_MODEL, rows=3, seed=10, scale=2), IMAGES / "noise_to_face.png")
+        moments = strip(LARGE_MODEL, rows=3, seed=10, scale=2)  # noise would take the palette from the faces
+        moments.save(IMAGES / "noise_to_face.png", optimize=True)
         models()
     for name, image in covers().items():
         save(image, IMAGES / name)
