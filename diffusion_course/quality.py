@@ -187,14 +187,14 @@ def pixel_distance(images, reference):
     return frechet_distance(x @ directions.T, y @ directions.T)
 
 
-def kernel(a, b):
+def polynomial_kernel(a, b):
     """How alike each row of `a` (N, D) and each of `b` (M, D) are: (a·b / D + 1)³, (N, M). Lesson 07."""
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
 def kernel_within(a):
-    """The mean of `kernel` over all pairs of two different rows of `a` (N, D). Lesson 07."""
-    pairs = kernel(a, a)
+    """The mean of `polynomial_kernel` over all pairs of two different rows of `a` (N, D). Lesson 07."""
+    pairs = polynomial_kernel(a, a)
     return (pairs.sum() - pairs.trace()) / (len(a) * (len(a) - 1))
 
 
@@ -209,7 +209,7 @@ def kernel_distance(features, reference):
     `feature_pair` raises.
     """
     x, y = feature_pair(features, reference)
-    return float(kernel_within(x) + kernel_within(y) - 2 * kernel(x, y).mean())
+    return float(kernel_within(x) + kernel_within(y) - 2 * polynomial_kernel(x, y).mean())
 
 
 def error_bar(features, reference, groups=8):
@@ -223,7 +223,7 @@ def error_bar(features, reference, groups=8):
     x, y = feature_pair(features, reference)
     size = len(x) // groups
     parts = x[: groups * size].split(size)
-    distances = [float(kernel_within(part) - 2 * kernel(part, y).mean()) for part in parts]
+    distances = [float(kernel_within(part) - 2 * polynomial_kernel(part, y).mean()) for part in parts]
     return float(np.std(distances, ddof=1) / groups**0.5)
 
 
