@@ -250,7 +250,7 @@ def test_training_in_a_thread(tmp_path):
 def test_signals_to_all_processes(tmp_path, number):
     """As clusters and terminals send them; the workers of a loader leave them to the main process."""
     program = f"""
-import os, signal, torch
+import os, signal, subprocess, time, torch
 from helpers import tiny
 from diffusion_utils import Training
 from diffusion_course.long_runs import carry_on
@@ -260,7 +260,8 @@ loader = torch.utils.data.DataLoader(torch.rand(320, 3, 8, 8), 8, num_workers=2)
 training = Training(tiny(), loader, epochs=9)
 for step in carry_on(training, {str(tmp_path)!r}):
     if step == 3:
-        os.killpg(0, {int(number)})
+        subprocess.run(["kill", "-{int(number)}", "--", f"-{{os.getpgrp()}}"], start_new_session=True)
+        time.sleep(0.5)
 print("steps", step)
 """
     output = finished(run(program))
