@@ -61,6 +61,7 @@ def pytest_collection_modifyitems(items):
     lessons = defaultdict(list)
     for item in items:
         if isinstance(item, IPyNbCell):
+            item.output_timeout = 60  # seconds that a busy machine may take; 5 are few
             lessons[item.parent].append(item)
     for lesson, cells in lessons.items():
         sliders = sum(cell.cell.source.count("\ninteract(") for cell in cells)
