@@ -1,5 +1,6 @@
 """Lesson 05: predict, denormalize, starting_noise, ddim, sample and generate."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ from diffusers import DDIMScheduler
 from helpers import tiny
 
 from diffusion_utils import (
+    LARGE_MODEL,
     TOY_MODEL,
     Diffusion,
     DiffusionConfig,
@@ -23,7 +25,7 @@ from diffusion_utils import (
 
 
 def model(**options):
-    """One that has seen pictures, and answers with something."""
+    """One that has seen images, and answers with something."""
     diffusion = tiny(**options)
     for _ in range(20):
         diffusion(0.1 * torch.rand(8, 3, 8, 8) + torch.tensor([0.2, 0.4, 0.6]).reshape(3, 1, 1))
@@ -102,7 +104,7 @@ def test_predict_inverts_the_mixture(predicts):
     noise_rate, signal_rate = schedule(time)
     assert torch.allclose(signal_rate * image + noise_rate * noise, noisy, atol=1e-5)
     assert torch.equal(mix(image, noise, time), signal_rate * image + noise_rate * noise)
-    assert torch.equal(noise, diffusion.answer(noisy, time))
+    assert torch.equal(noise, diffusion.predict_noise(noisy, time))
 
 
 def test_denormalize_is_the_inverse_of_norm():
@@ -165,10 +167,10 @@ def test_sample_goes_along_the_times(times, count):
         pytest.approx([float(t)] * 2) for t in times[:count]
     ]
     assert all(time.shape == (2, 1, 1, 1) for _, time in asked) and torch.equal(start, kept)
-    for (noisy, time), (after, image), then in zip(asked, steps, times[1:]):
+    for (noisy, time), (after, image), next_time in zip(asked, steps, times[1:]):
         noise, expected = predict(diffusion, noisy, time)
         assert torch.equal(image, expected) and torch.allclose(
-            after, mix(image, noise, at(float(then))), atol=1e-5
+            after, mix(image, noise, at(float(next_time))), atol=1e-5
         )
     assert all(
         torch.equal(before[0], noisy) for before, (noisy, _) in zip(steps, asked[1:])
@@ -187,10 +189,10 @@ def test_sample_takes_one_step_at_a_time():
 @torch.no_grad()
 def test_generate_is_sample_with_colours():
     diffusion, path = model(), []
-    pictures = generate(diffusion, n=2, steps=6, seed=3, on_step=lambda *step: path.append(step))
+    images = generate(diffusion, n=2, steps=6, seed=3, on_step=lambda *step: path.append(step))
     times = [(6 - step) / 6 for step in range(7)]
     steps = list(sample(partial(predict, diffusion), starting_noise(diffusion, 2, seed=3), times))
-    assert len(steps) == len(path) == 6 and torch.equal(denormalize(diffusion, steps[-1][1]), pictures)
+    assert len(steps) == len(path) == 6 and torch.equal(denormalize(diffusion, steps[-1][1]), images)
     for (noisy, image), (_, noisy_colours, image_colours) in zip(steps, path):
         assert torch.equal(denormalize(diffusion, noisy), noisy_colours)
         assert torch.equal(denormalize(diffusion, image), image_colours)
@@ -198,7 +200,7 @@ def test_generate_is_sample_with_colours():
 
 @torch.no_grad()
 def test_times_backwards_go_back():
-    """From a picture to its noise and back to the picture: inversion."""
+    """From an image to its noise and back to the image: inversion."""
     ask = partial(predict, Diffusion.from_pretrained(TOY_MODEL))
     down = [(50 - step) / 50 for step in range(5, 51)]  # from 0.9 to 0
     start = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -306,13 +308,68 @@ def test_the_same_as_ddim_of_diffusers(steps):
         assert torch.allclose(denormalize(diffusion, step.pred_original_sample), our_image, atol=1e-4)
 
 
-@pytest.mark.parametrize("options, error, message", [
-    (dict(steps=0), ValueError, "steps must be 1 or more, not 0"),
-    (dict(n=0), ValueError, "n must be 1 or more, not 0"),
-    (dict(steps=2.5), TypeError, "steps must be a whole number, not 2.5"),
-    (dict(n="five"), TypeError, "n must be a whole number, not 'five'"),
-    (dict(steps=-1), ValueError, "steps must be 1 or more"),
-])  # fmt: skip
-def test_generate_says_what_is_wrong(options, error, message):
-    with pytest.raises(error, match=message):
-        generate(model(), **options)
+@pytest.mark.parametrize(
+    "steps", [{"steps": 4}, {"steps": 5, "times": [1.1, 1.0, 0.4, 0.0]}, {"times": [1.0, 0.0]}]
+)
+def test_steps_and_times_of_the_config(tmp_path, steps):
+    """`generate` takes as many steps as the config says, along its times; a list of times goes before both."""
+    model(**steps).save_pretrained(tmp_path)
+    diffusion, count = Diffusion.from_pretrained(tmp_path), steps.get("steps", 20)
+    times = steps.get("times", [1.0, 0.0])
+    own = [times[0], *(0,) * (count - 1), times[-1]]
+    for i in range(1, count):
+        whole, part = divmod(i * (len(times) - 1) / count, 1)
+        own[i] = times[int(whole)] + part * (times[int(whole) + 1] - times[int(whole)])
+    drawn = generate(diffusion, n=2, seed=0)
+    assert torch.allclose(drawn, generate(diffusion, n=2, seed=0, steps=own), atol=1e-5)
+    assert torch.equal(drawn, generate(diffusion, n=2, seed=0, steps=count))
+    other = generate(diffusion, n=2, seed=0, steps=[1.0, 0.5, 0.0])
+    assert torch.equal(other, generate(model(), n=2, seed=0, steps=2)) and not torch.equal(other, drawn)
+
+
+def test_the_large_model_draws_by_itself():
+    """From pure noise, which its config knows: the first time lies behind 1, the last is 0, one step a number."""
+    config = DiffusionConfig.from_pretrained(LARGE_MODEL)
+    assert config.steps == len(config.times) - 1 == 20 and config.times[0] > 1.01 and config.times[-1] == 0
+
+
+def test_drawing_is_exact_unless_asked():
+    """No 16 bits by itself; with PyTorch's own autocast nearly the same."""
+    diffusion = Diffusion.from_pretrained(TOY_MODEL)
+    exact = generate(diffusion, n=2, steps=5, seed=0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=False):
+        assert torch.equal(exact, generate(diffusion, n=2, steps=5, seed=0))
+    with torch.autocast("cpu", torch.bfloat16):
+        short = generate(diffusion, n=2, steps=5, seed=0)
+    assert not torch.equal(short, exact) and (short - exact).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_models_of_other_numbers_draw(tmp_path, dtype):
+    Diffusion.from_pretrained(TOY_MODEL).to(dtype).save_pretrained(tmp_path)
+    other, expected = Diffusion.from_pretrained(tmp_path, dtype=dtype), Diffusion.from_pretrained(TOY_MODEL)
+    drawn, expected = (generate(model, n=2, steps=5, seed=0) for model in (other, expected))
+    assert other.dtype == dtype and drawn.dtype == torch.float32
+    assert (drawn - expected).abs().mean() < 0.05
+
+
+def test_drawing_leaves_a_training_model_alone():
+    """The mode of each of its parts, also while others draw in threads."""
+    diffusion = model().train()
+    diffusion.unet.down[0].eval()
+    before = [module.training for module in diffusion.modules()]
+    with ThreadPoolExecutor(4) as pool:
+        drawings = [pool.submit(generate, diffusion, 1, 3, seed=0) for _ in range(8)]
+        during = [module.training for module in diffusion.modules()]
+        drawn = [drawing.result() for drawing in drawings]
+    assert all(torch.equal(images, drawn[0]) for images in drawn)
+    assert before == during == [module.training for module in diffusion.modules()]
+
+
+def test_an_output_that_is_not_finite_is_refused():
+    diffusion = model()
+    torch.nn.init.constant_(diffusion.unet.out.bias, torch.nan)
+    with pytest.raises(
+        ValueError, match="diffusion: its output is not finite; see notebooks/it_does_not_work"
+    ):
+        generate(diffusion)

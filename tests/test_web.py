@@ -7,7 +7,6 @@ import functools
 import html
 import http.server
 import io
-import math
 import re
 import threading
 from urllib.parse import quote
@@ -19,9 +18,10 @@ import torch
 from helpers import BROWSER, BROWSER_OPTIONS
 from PIL import Image
 
+from diffusion_course.text import text_to_image, tokens
+from diffusion_course.distillation import FEW_STEPS
+from diffusion_course.samplers import DPMSolver
 from diffusion_utils import LARGE_MODEL, TOY_MODEL, Diffusion, ddim, generate
-from diffusion_course.objectives import FEW_STEPS
-from diffusion_course.samplers import dpm_solver, karras
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)  # its exporter was another
@@ -39,7 +39,7 @@ def value(page, name):
 
 
 def face(page):
-    """The face that is shown, as the address of its picture."""
+    """The face that is shown, as the address of its image."""
     return page.eval_on_selector("#image", "canvas => canvas.toDataURL()")
 
 
@@ -98,7 +98,7 @@ def follow(page, settings):
     page.wait_for_function(DRAWN)
 
 
-# The picture --------------------------------------------------------------------------------
+# The image --------------------------------------------------------------------------------
 
 
 @needs_a_browser
@@ -119,10 +119,8 @@ def test_the_same_face_as_in_pytorch(page, folder, steps, sampler):
     noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(3))
     follow(page, f"model={folder.name}&steps={steps}&sampler={sampler}")
     colours = torch.tensor(page.evaluate("noise => drawFrom(noise)", noise.flatten().tolist()))
-    step = dpm_solver() if sampler == "dpm" else ddim
-    if hasattr(diffusion.config, "largest_sigma"):
-        steps = karras(steps, math.inf, diffusion.config.largest_sigma)
-    expected = generate(diffusion, steps=steps, noise=noise, sampler=step, exact=True)
+    step = DPMSolver() if sampler == "dpm" else ddim
+    expected = generate(diffusion, steps=steps, noise=noise, sampler=step)
     difference = (colours.view_as(expected) - expected).abs()
     assert difference.mean() < 2 / 255
     assert expected.std() > 0.1
@@ -130,18 +128,16 @@ def test_the_same_face_as_in_pytorch(page, folder, steps, sampler):
 
 @needs_a_browser
 @pytest.mark.parametrize("folder", WORDS, ids=lambda folder: folder.name)
-def test_the_same_face_from_words(page, folder):
-    from diffusion_course.conditioning import ask, tokens
-
+def test_the_same_face_from_a_prompt(page, folder):
     diffusion = export_onnx.load(folder)
     vocabulary = diffusion.config.vocabulary
     noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-    sentence = " ".join(vocabulary[3:60:7])
-    follow(page, f"model={folder.name}&steps=5&sampler=ddim&strength=1.5&words={quote(sentence)}")
+    prompt = " ".join(vocabulary[3:60:7])
+    follow(page, f"model={folder.name}&steps=5&sampler=ddim&guidance-scale=1.5&prompt={quote(prompt)}")
     colours = torch.tensor(page.evaluate("noise => drawFrom(noise)", noise.flatten().tolist()))
-    expected = ask(diffusion, sentence, n=1, strength=1.5, steps=5, noise=noise, exact=True)
+    expected = text_to_image(diffusion, prompt, n=1, guidance_scale=1.5, steps=5, noise=noise)
     assert (colours.view_as(expected) - expected).abs().mean() < 2 / 255
-    page.fill("#words", "a zebra")
+    page.fill("#prompt", "a zebra")
     page.keyboard.press("Enter")
     page.wait_for_function(f"{STATUS}.startsWith('The network does not know:') && {STATUS}.includes('zebra')")
     examples = page.eval_on_selector_all("#examples button", "all => all.map(e => e.textContent)")
@@ -226,7 +222,7 @@ def test_a_walk_and_a_png(page):
 
 @needs_a_browser
 def test_for_everybody(page):
-    """A name for each control, pictures with a text, and no page wider than a phone."""
+    """A name for each control, images with a text, and no page wider than a phone."""
     nameless = (
         "all => all.filter(e => !(e.labels?.length || e.textContent.trim() || e.ariaLabel)).map(e => e.id)"
     )
@@ -285,6 +281,6 @@ def test_no_address_of_others_is_loaded():
             assert not re.search(r"""(?:src=|href=|url\(|import|fetch)\W*https?:""", text), path.name
 
 
-def test_small_pictures_come_first():
+def test_small_images_come_first():
     names = [folder.name for folder in export_onnx.shipped()]
     assert names.index(TOY_MODEL.name) == 0 and LARGE_MODEL.name in names

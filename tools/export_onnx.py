@@ -3,7 +3,7 @@
     python tools/export_onnx.py [folder]
 
 Without a folder they go to site/models/. Beside them lies models.json, which tells the page what
-each network takes and how its pictures are turned into colours.
+each network takes and how its images are turned into colours.
 """
 
 import json
@@ -20,50 +20,47 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 sys.path.insert(0, str(ROOT))
+from diffusion_course.text import LENGTH, TextDiffusion  # noqa: E402
 from diffusion_utils import Diffusion  # noqa: E402
 
 SHIPPED = ROOT / "pretrained"
 
 
-class Answer(nn.Module):
-    """The network alone, as export wants it: `forward` is `diffusion.answer`."""
+class Predictor(nn.Module):
+    """The network alone, as export wants it: `forward` is `diffusion.predict_noise`."""
 
     def __init__(self, diffusion):
         super().__init__()
         self.diffusion = diffusion.eval()
 
-    def forward(self, noisy, time, *words):
-        return self.diffusion.answer(noisy, time, *words)
+    def forward(self, noisy, time, *condition):
+        return self.diffusion.predict_noise(noisy, time, *condition)
 
 
 def load(folder):
-    """The model in `folder`; one that is asked in words is lesson 15's."""
+    """The model in `folder`; one that takes a prompt is lesson 15's."""
     if "vocabulary" not in json.loads((folder / "config.json").read_text("utf-8")):
         return Diffusion.from_pretrained(folder)
-    from diffusion_course.conditioning import Conditional
-
-    return Conditional.from_pretrained(folder)
+    return TextDiffusion.from_pretrained(folder)
 
 
 def inputs(diffusion):
-    """What the network takes for one picture, by name."""
+    """What the network takes for one image, by name."""
     size, channels = diffusion.config.image_size, diffusion.config.channels
-    found = {"noisy": torch.zeros(1, channels, size, size), "time": torch.full((1, 1, 1, 1), 0.5)}
+    tensors = {"noisy": torch.zeros(1, channels, size, size), "time": torch.full((1, 1, 1, 1), 0.5)}
     if hasattr(diffusion.config, "vocabulary"):
-        from diffusion_course.conditioning import LENGTH
-
-        found["words"] = torch.zeros(1, LENGTH, dtype=torch.long)
-    return found
+        tensors["tokens"] = torch.zeros(1, LENGTH, dtype=torch.long)
+    return tensors
 
 
 def network(diffusion):
-    """`diffusion.answer` for one picture, as an ONNX model with weights in 32 bits."""
-    taken = inputs(diffusion)
-    options = dict(input_names=list(taken), output_names=["noise"], opset_version=20, verbose=False)
+    """`diffusion.predict_noise` for one image, as an ONNX model with weights in 32 bits."""
+    tensors = inputs(diffusion)
+    options = dict(input_names=list(tensors), output_names=["noise"], opset_version=20, verbose=False)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # it warns about its own inner parts
-        program = torch.onnx.export(Answer(diffusion), tuple(taken.values()), dynamo=True, **options)
+        program = torch.onnx.export(Predictor(diffusion), tuple(tensors.values()), dynamo=True, **options)
     return program.model_proto
 
 
@@ -88,7 +85,7 @@ def halve(model):
 
 
 def shipped():
-    """The folders of the diffusion models that ship and draw pictures, not codes; small pictures first."""
+    """The folders of the diffusion models that ship and draw images, not latents; small images first."""
     configs = {path.parent: json.loads(path.read_text("utf-8")) for path in SHIPPED.glob("*/config.json")}
     kind = "course_diffusion"
     folders = [
@@ -112,13 +109,13 @@ def export(folder, target):
         "bytes": file.stat().st_size,
         "weights": sum(weight.numel() for weight in diffusion.parameters()),
         "image_size": diffusion.config.image_size,
-        "steps": getattr(diffusion.config, "steps", 20),  # students of lesson 13 have learned another number
-        "largest_sigma": getattr(diffusion.config, "largest_sigma", None),  # see lesson 12
+        "steps": diffusion.config.steps,  # students of lesson 13 have learned another number than 20
+        "times": diffusion.config.times,  # see lesson 12
         "mean": diffusion.norm.running_mean.tolist(),
         "deviation": diffusion.norm.running_var.sqrt().tolist(),
     }
-    if "words" in inputs(diffusion):
-        about |= {"vocabulary": diffusion.config.vocabulary, "length": inputs(diffusion)["words"].shape[1]}
+    if hasattr(diffusion.config, "vocabulary"):
+        about |= {"vocabulary": diffusion.config.vocabulary, "length": LENGTH}
     return about
 
 

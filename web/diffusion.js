@@ -1,43 +1,44 @@
 // The loop that draws, in plain JavaScript. It is lesson 05's, word for word where the language allows;
-// dpmSolver is lesson 12's. A picture is a Float32Array: all of its red, then all green, then all blue, row by
+// dpmSolver is lesson 12's. An image is a Float32Array: all of its red, then all green, then all blue, row by
 // row, normalised to mean 0 and standard deviation 1. `predict(noisy, time)` asks the network.
 
 const [START, END] = [Math.acos(0.95), Math.acos(0.02)];
 
-// How much noise and how much picture at `time`, from 0 (clean) to 1 (noise). Lesson 02.
+// How much noise and how much image at `time`, from 0 (clean) to 1 (noise). Lesson 02.
 export function schedule(time) {
   const angle = START + time * (END - START);
   return [Math.sin(angle), Math.cos(angle)];
 }
 
-// The noisy picture at `time`: signalRate · image + noiseRate · noise. Lesson 02.
+// The noisy image at `time`: signalRate · image + noiseRate · noise. Lesson 02.
 export function mix(image, noise, time) {
   const [noiseRate, signalRate] = schedule(time);
   return image.map((value, i) => signalRate * value + noiseRate * noise[i]);
 }
 
-// Ask the network once: the noise it sees in `noisy`, and the picture that remains. Lesson 05. Where a network takes
-// words, `words` are their numbers.
-export function predictor(answer, words) {
+// Ask the network once: the noise it sees in `noisy`, and the image that remains. Lesson 05. Where a network takes
+// a prompt, `promptTokens` are the numbers of its words.
+export function predictor(predictNoise, promptTokens) {
   return async function predict(noisy, time) {
     const [noiseRate, signalRate] = schedule(time);
-    const noise = await answer(noisy, time, words);
+    const noise = await predictNoise(noisy, time, promptTokens);
     return [noise, noisy.map((value, i) => (value - noiseRate * noise[i]) / signalRate)];
   };
 }
 
-// Go from the guess of `free` to that of `asked`, and beyond: classifier-free guidance. Lesson 15.
-export function guide(asked, free, strength) {
+// Go from the guess without a condition to the one with it, and beyond: classifier-free guidance. Lesson 15.
+export function guide(conditional, unconditional, guidanceScale) {
   return async function guided(noisy, time) {
-    const [guesses, others] = [await asked(noisy, time), await free(noisy, time)];
-    return guesses.map((guess, k) => guess.map((value, i) => others[k][i] + strength * (value - others[k][i])));
+    const guesses = await conditional(noisy, time);
+    const others = await unconditional(noisy, time);
+    return guesses.map((guess, k) => guess.map((value, i) => others[k][i] + guidanceScale * (value - others[k][i])));
   };
 }
 
-// The numbers of the words of a sentence in the vocabulary, from 1 on, then zeros; commas count as words. Lesson 15.
-// A sentence that is too long, or has words that the network does not know, is an Error that says so.
-export function tokens(sentence, vocabulary, length) {
-  const words = sentence.toLowerCase().match(/[^\s,.;:!?]+|,/g) ?? [];
+// The numbers of the words of a prompt in the vocabulary, from 1 on, then zeros; commas count as words. Lesson 15.
+// A prompt that is too long, or has words that the network does not know, is an Error that says so.
+export function tokens(prompt, vocabulary, length) {
+  const words = prompt.toLowerCase().match(/[^\s,.;:!?]+|,/g) ?? [];
   const unknown = [...new Set(words.filter((word) => !vocabulary.includes(word)))];
   if (unknown.length) throw new Error(`The network does not know: ${unknown.join(", ")}. Please say it in other words.`);
   if (words.length > length) throw new Error(`These are ${words.length} words and commas; ${length} are the most.`);
@@ -56,16 +57,16 @@ export function dpmSolver() {
   return async function step(predict, noisy, time, nextTime) {
     const [, image] = await predict(noisy, time);
     const [[noiseRate, signalRate], [nextNoise, nextSignal]] = [schedule(time), schedule(nextTime)];
-    const [now, then] = [Math.log(signalRate / noiseRate), Math.log(nextSignal / nextNoise)];
-    const ahead = last ? (then - now) / (now - last.logRate) / 2 : 0; // nothing to remember yet
+    const [logRatio, nextLogRatio] = [Math.log(signalRate / noiseRate), Math.log(nextSignal / nextNoise)];
+    const ahead = last ? (nextLogRatio - logRatio) / (logRatio - last.logRatio) / 2 : 0; // nothing to remember yet
     const guess = last ? image.map((value, i) => value + ahead * (value - last.image[i])) : image;
-    last = { logRate: now, image };
+    last = { logRatio, image };
     const shrink = nextNoise / noiseRate;
     return [noisy.map((value, i) => shrink * value + (nextSignal - shrink * signalRate) * guess[i]), guess];
   };
 }
 
-// Go from `noisy` along `times`, from 1 to 0; yields the noisy picture and the guess after each step. Lesson 05.
+// Go from `noisy` along `times`, from 1 to 0; yields the noisy image and the guess after each step. Lesson 05.
 export async function* sample(predict, noisy, times, step = ddim) {
   for (let i = 1; i < times.length; i++) {
     let image;
@@ -74,17 +75,13 @@ export async function* sample(predict, noisy, times, step = ddim) {
   }
 }
 
-// The times of `steps` equal steps from 1 to 0.
-export function evenly(steps) {
-  return Array.from({ length: steps + 1 }, (_, i) => (steps - i) / steps);
-}
-
-// Times to 0 at which the logarithm of sigma = noiseRate / signalRate is even, from `largest` on. For a network
-// that was trained in purer noise than that of time 1. Lesson 12.
-export function fromSigma(largest, steps) {
-  const [high, low] = [Math.log(largest), Math.log(Math.tan(START))];
-  const sigmas = evenly(steps).map((share) => Math.exp(low + share * (high - low)));
-  return sigmas.map((sigma) => (Math.atan(sigma) - START) / (END - START));
+// `steps` + 1 times along the list `times` of a model's config, between its numbers too. Lesson 05.
+export function timesAlong(times, steps) {
+  return Array.from({ length: steps + 1 }, (_, i) => {
+    const place = (i * (times.length - 1)) / steps;
+    const before = Math.min(Math.floor(place), times.length - 2);
+    return times[before] + (place - before) * (times[before + 1] - times[before]);
+  });
 }
 
 // A whole number of 32 bits, stirred until no pattern is left (Chris Wellons' lowbias32).
@@ -104,13 +101,13 @@ export function startingNoise(seed, length) {
   });
 }
 
-// From one noise to another, `share` of the way: along a quarter circle, so that it stays noise of deviation 1.
+// From one noise sample to another, `share` of the way: along a quarter circle, so that it stays noise of deviation 1.
 export function between(one, other, share) {
   const angle = (share * Math.PI) / 2;
   return one.map((value, i) => Math.cos(angle) * value + Math.sin(angle) * other[i]);
 }
 
-// Colours from 0 to 1 in place of normalised ones. Lesson 05.
+// Colours from 0 to 1 instead of normalised ones. Lesson 05.
 export function denormalize(image, { mean, deviation }) {
   const pixels = image.length / mean.length;
   const colour = (value, i) => mean[Math.floor(i / pixels)] + value * deviation[Math.floor(i / pixels)];

@@ -13,7 +13,7 @@ function once(name, make) {
   return kept.get(name);
 }
 
-// The bytes of a file; `onBytes(name, loaded, total)` is told as they arrive, total 0 if nobody knows.
+// The bytes of a file; `onBytes(name, loaded, total)` is called as they arrive, total 0 if nobody knows.
 async function fetchBytes(name, onBytes) {
   const response = await fetch(name).catch(() => ({ status: "no network" }));
   if (!response.ok) throw new Error(`The file ${name} did not arrive (${response.status}). Please try again later.`);
@@ -51,8 +51,8 @@ async function startRuntime(kind, onBytes) {
   return ort;
 }
 
-// Load `model`, an entry of models.json. Returns `answer(noisy, time, words)`: the noise that the network sees. Where
-// it takes words, and gets none, it draws what it likes.
+// Load `model`, an entry of models.json. Returns `predictNoise(noisy, time, promptTokens)`: the noise that the network
+// sees. Where it takes a prompt, and gets none, it draws what it likes.
 export function loadModel(model, kind, onBytes) {
   return once(`${kind} ${model.name}`, async () => {
     const runtime = once(kind, () => startRuntime(kind, onBytes));
@@ -60,12 +60,12 @@ export function loadModel(model, kind, onBytes) {
     const options = { executionProviders: [kind] };
     const session = await ort.InferenceSession.create(new Uint8Array(await weights.arrayBuffer()), options);
     const shape = [1, model.mean.length, model.image_size, model.image_size];
-    return async function answer(noisy, time, words = new BigInt64Array(model.length ?? 0)) {
+    return async function predictNoise(noisy, time, promptTokens = new BigInt64Array(model.length ?? 0)) {
       const feeds = {
         noisy: new ort.Tensor("float32", noisy.slice(), shape), // a copy, since it moves to the other thread
         time: new ort.Tensor("float32", [time], [1, 1, 1, 1]),
       };
-      if (model.vocabulary) feeds.words = new ort.Tensor("int64", words.slice(), [1, model.length]);
+      if (model.vocabulary) feeds.tokens = new ort.Tensor("int64", promptTokens.slice(), [1, model.length]);
       return (await session.run(feeds)).noise.data;
     };
   });

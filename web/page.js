@@ -1,19 +1,19 @@
 // What the page does: settings from sliders and from the link, the film as it is computed, the walk, the PNG.
 
-import { between, ddim, denormalize, dpmSolver, evenly, fromSigma, guide, predictor } from "./diffusion.js";
-import { sample, startingNoise, tokens } from "./diffusion.js";
+import { between, ddim, denormalize, dpmSolver, guide, predictor } from "./diffusion.js";
+import { sample, startingNoise, timesAlong, tokens } from "./diffusion.js";
 import { hasGraphicsCard, loadModel, loadModels } from "./model.js";
 
 const at = (id) => document.getElementById(id);
-const SLIDERS = ["seed", "steps", "to", "way", "strength"];
+const SLIDERS = ["seed", "steps", "to", "way", "guidance-scale"];
 const CHOICES = ["sampler", "model", "kind"];
-const SETTINGS = [...CHOICES, ...SLIDERS, "words"];
+const SETTINGS = [...CHOICES, ...SLIDERS, "prompt"];
 const STATIONS = 9; // faces of a walk
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 let models = []; // the entries of models.json
 let film = []; // after each step [noisy, image], the starting noise first
-let answer = null; // of the network that is loaded
+let predictNoise = null; // of the network that is loaded
 let turn = 0; // of the newest drawing; an older one stops when it sees that
 let running = Promise.resolve(); // the drawing that is under way
 let result = null; // the last face, as colours
@@ -22,7 +22,7 @@ const model = () => models.find((entry) => entry.name === at("model").value) ?? 
 const whole = (id) => Number(at(id).value);
 const say = (sentence) => (at("status").textContent = sentence);
 
-// Pictures ---------------------------------------------------------------------------------------------------
+// Images -----------------------------------------------------------------------------------------------------
 
 // Colours (3·S·S, from 0 to 1) as the pixels of a canvas.
 function pixels(colours) {
@@ -59,8 +59,8 @@ function showStrip(steps) {
   [canvas.width, canvas.height] = [columns * size, 2 * size];
   for (let column = 0; column < columns; column++) {
     const moment = Math.round((column * steps) / (columns - 1));
-    (film[moment] ?? []).forEach((picture, row) => {
-      canvas.getContext("2d").putImageData(pixels(denormalize(picture, model())), column * size, row * size);
+    (film[moment] ?? []).forEach((image, row) => {
+      canvas.getContext("2d").putImageData(pixels(denormalize(image, model())), column * size, row * size);
     });
   }
 }
@@ -73,19 +73,20 @@ function noiseOnTheWay(share) {
   return share > 0 ? between(one, startingNoise(whole("to"), length), share) : one;
 }
 
-// What the network is asked in each step: for any face, or for what the words say.
-function question() {
-  const [free, { vocabulary, length }, sentence] = [predictor(answer), model(), at("words").value.trim()];
-  if (!vocabulary || sentence === "") return free;
-  return guide(predictor(answer, tokens(sentence, vocabulary, length)), free, whole("strength"));
+// What asks the network in each step: for any face, or for what the prompt says.
+function chosenPredictor() {
+  const [unconditional, { vocabulary, length }] = [predictor(predictNoise), model()];
+  const prompt = at("prompt").value.trim();
+  if (!vocabulary || prompt === "") return unconditional;
+  const conditional = predictor(predictNoise, tokens(prompt, vocabulary, length));
+  return guide(conditional, unconditional, whole("guidance-scale"));
 }
 
 // Draw from `noise`, and show the film as it is computed. Returns false when a newer drawing has begun.
 async function drawNow(mine, noise, { leisurely = false } = {}) {
   const [steps, step] = [whole("steps"), at("sampler").value === "dpm" ? dpmSolver() : ddim];
-  const largest = model().largest_sigma;
-  const times = largest ? fromSigma(largest, steps) : evenly(steps);
-  const [predict, began] = [question(), performance.now()];
+  const times = timesAlong(model().times, steps);
+  const [predict, began] = [chosenPredictor(), performance.now()];
   let waited = 0;
   film = [[noise, noise.map(() => 0)]];
   at("moment").max = steps;
@@ -111,7 +112,7 @@ async function drawNow(mine, noise, { leisurely = false } = {}) {
 // One drawing at a time: a new one waits until the old one has stopped. `draw(mine)` is what to do.
 function next(draw) {
   const mine = ++turn;
-  running = running.then(() => mine === turn && answer && draw(mine)).catch((error) => say(error.message));
+  running = running.then(() => mine === turn && predictNoise && draw(mine)).catch((error) => say(error.message));
   return running;
 }
 
@@ -120,8 +121,8 @@ const redraw = (options) => next((mine) => drawNow(mine, noiseOnTheWay(whole("wa
 // Load the network that is chosen, showing the noise meanwhile, and draw.
 async function load() {
   const [chosen, kind, progress, files] = [model(), at("kind").value, at("progress"), {}];
-  [answer, turn] = [null, turn + 1];
-  progress.removeAttribute("value"); // it moves, but tells no number yet
+  [predictNoise, turn] = [null, turn + 1];
+  progress.removeAttribute("value"); // it moves, but shows no number yet
   say("Loading the network …");
   at("moment").max = whole("steps");
   clearStations();
@@ -136,7 +137,7 @@ async function load() {
       if (all >= sum) progress.value = sum / all;
     });
     if (chosen !== model() || kind !== at("kind").value) return; // another one is wanted meanwhile
-    answer = loaded;
+    predictNoise = loaded;
     await redraw({ leisurely: true });
     performance.mark("first face");
   } catch (error) {
@@ -171,7 +172,7 @@ const walk = () =>
     }
   });
 
-// Before a walk its stations show what they begin with: the two noises, more and more of the second.
+// Before a walk its stations show what they begin with: the two noise samples, more and more of the second.
 function clearStations() {
   for (const [number, station] of [...at("stations").children].entries()) {
     station.disabled = true;
@@ -185,11 +186,11 @@ function showSettings() {
   const { weights, bytes } = model();
   at("model-help").textContent = `${weights.toLocaleString("en")} weights, ${(bytes / 1e6).toFixed(1)} MB.`;
   for (const id of SLIDERS) at(`${id}-text`).textContent = id === "way" ? `${at(id).value} %` : at(id).value;
-  at("asking").hidden = !model().vocabulary;
+  at("prompt-field").hidden = !model().vocabulary;
   const settings = new URLSearchParams(SETTINGS.map((id) => [id, at(id).value]));
   if (at("kind").value === "wasm") settings.delete("kind");
   if (whole("way") === 0) ["to", "way"].forEach((id) => settings.delete(id));
-  if (!model().vocabulary || at("words").value === "") ["words", "strength"].forEach((id) => settings.delete(id));
+  if (!model().vocabulary || at("prompt").value === "") ["prompt", "guidance-scale"].forEach((id) => settings.delete(id));
   history.replaceState(null, "", `#${settings}`);
 }
 
@@ -203,7 +204,7 @@ function update(ids, options) {
 // Take over settings, from a link or a button; what does not exist is left out. Returns what has changed.
 function take(settings) {
   const known = (id, value) =>
-    SLIDERS.includes(id) ? value !== "" && isFinite(value) : id === "words" || hasOption(id, value);
+    SLIDERS.includes(id) ? value !== "" && isFinite(value) : id === "prompt" || hasOption(id, value);
   const changed = Object.entries(settings).filter(([id, value]) => known(id, value) && at(id).value !== `${value}`);
   for (const [id, value] of changed) at(id).value = value;
   return changed.map(([id]) => id);
@@ -256,9 +257,9 @@ async function start() {
   if (await hasGraphicsCard()) at("kind-field").hidden = false;
   at("model").addEventListener("input", () => (at("steps").value = model().steps)); // what it was made for
   for (const id of [...SLIDERS, ...CHOICES]) at(id).addEventListener("input", () => update([id]));
-  at("words").addEventListener("change", () => update(["words"]));
+  at("prompt").addEventListener("change", () => update(["prompt"]));
   for (const example of at("examples").children) {
-    example.addEventListener("click", () => update(take({ words: example.textContent })));
+    example.addEventListener("click", () => update(take({ prompt: example.textContent })));
   }
   at("moment").addEventListener("input", () => showMoment(Math.min(whole("moment"), film.length - 1)));
   at("new-face").addEventListener("click", () => {
