@@ -1,12 +1,12 @@
-"""Faces of 64×64 in the same five minutes: drawn as pixels, and as codes whose coder was trained in these minutes, too.
+"""Faces of 64×64 in the same five minutes: drawn as pixels, and as latents whose autoencoder was trained in them, too.
 
     python benchmarks/latent.py        twelve minutes on two CPU cores
 
-Lesson 17's race by the clock. All three train from nothing, ask for the velocity (squared errors, lesson 13), with
-lesson 04's recipe and as many epochs as fit into their seconds. The pixels get lesson 04's network. The coder gets a
-third of the time and the codes the rest; then the codes alone get one minute, as if the coder had
+Lesson 17's race by the clock. All three train from nothing, predict the velocity (squared errors, lesson 13), with
+lesson 04's recipe and as many epochs as fit into their seconds. The pixels get lesson 04's network. The autoencoder
+gets a third of the time and the latents the rest; then the latents alone get one minute, as if the autoencoder had
 been there before. Pixel distance and kernel distance (lesson 07) of 200 samples, three times, to 1,000 held-out
-faces. The floor: 200 held-out faces through the coder and back, twice, to 600 others.
+faces. The floor: 200 held-out faces through the autoencoder and back, twice, to 600 others.
 """
 
 import time
@@ -14,12 +14,12 @@ import time
 import torch
 from common import fresh, judged, middle, publish, spread, start_at_zero
 
-BUDGET, CODER, ALONE = 300, 100, 60  # seconds
-CODES = dict(image_size=16, channels=4, widths=(32, 64, 128), block_depth=1)
+BUDGET, AUTOENCODER, ALONE = 300, 100, 60  # seconds
+LATENTS = dict(image_size=16, channels=4, widths=(32, 64, 128), block_depth=1)
 
 
 def trained(model, data, loss, seconds, batch_size=32, **recipe):
-    """Train `model` for about `seconds`; returns the seconds it took and the number of pictures it saw."""
+    """Train `model` for about `seconds`; returns the seconds it took and the number of images it saw."""
     from torch.utils.data import DataLoader
 
     from diffusion_utils import CPU_RECIPE, Training
@@ -42,44 +42,43 @@ def trained(model, data, loss, seconds, batch_size=32, **recipe):
 
 
 def new(**shape):
-    from diffusion_course.objectives import Answering
-    from diffusion_utils import DiffusionConfig
+    from diffusion_utils import Diffusion, DiffusionConfig
 
     torch.manual_seed(0)
-    return start_at_zero(Answering(DiffusionConfig(**shape, target="v")))
+    return start_at_zero(Diffusion(DiffusionConfig(**shape, predicts="v")))
 
 
 def pixels():
-    from diffusion_course.objectives import target_loss
+    from diffusion_course.objectives import prediction_loss
     from diffusion_course.quality import labelled_faces
     from diffusion_utils import CPU_SHAPE, generate
 
     diffusion = new(**CPU_SHAPE | dict(image_size=64))
-    seconds, images = trained(diffusion, labelled_faces("train", 64)[0], target_loss, BUDGET)
+    seconds, images = trained(diffusion, labelled_faces("train", 64)[0], prediction_loss, BUDGET)
     return seconds, images, judged([generate(diffusion, n=200, seed=seed).cpu() for seed in (1, 2, 3)], 64)
 
 
-def codes():
-    """Three rows: the codes' race with the coder's training in it, the codes alone for a minute, and the floor."""
-    from diffusion_course.latents import Coder, coder_loss, codes_of, pictures_of
-    from diffusion_course.objectives import target_loss
+def latents():
+    """Three rows: the race with the autoencoder's training in it, the latents alone for a minute, and the floor."""
+    from diffusion_course.latents import Autoencoder, autoencoder_loss, decode, encode
+    from diffusion_course.objectives import prediction_loss
     from diffusion_course.quality import labelled_faces
     from diffusion_utils import generate, get_data
 
     faces, held_out = labelled_faces("train", 64)[0], torch.from_numpy(get_data(split="test", limit=1000))
     torch.manual_seed(0)
-    coder, rows = Coder(), []
-    spent, seen = trained(coder, faces, coder_loss, CODER, batch_size=16)
+    autoencoder, rows = Autoencoder(), []
+    spent, seen = trained(autoencoder, faces, autoencoder_loss, AUTOENCODER, batch_size=16)
     start = time.perf_counter()
-    written = codes_of(coder, faces)
+    encoded = encode(autoencoder, faces)
     spent += time.perf_counter() - start
     for seconds in (BUDGET - spent, ALONE):
-        diffusion = new(**CODES)
-        took, images = trained(diffusion, written, target_loss, seconds)
-        drawn = [pictures_of(coder, generate(diffusion, n=200, seed=seed)) for seed in (1, 2, 3)]
+        diffusion = new(**LATENTS)
+        took, images = trained(diffusion, encoded, prediction_loss, seconds)
+        drawn = [decode(autoencoder, generate(diffusion, n=200, seed=seed)) for seed in (1, 2, 3)]
         rows.append((took, images, judged(drawn, 64)))
     (took, images, distances), alone = rows
-    rebuilt = pictures_of(coder, codes_of(coder, held_out[:400]))
+    rebuilt = decode(autoencoder, encode(autoencoder, held_out[:400]))
     return (
         (spent + took, f"{seen:,} + {images:,}", distances),
         alone,
@@ -89,9 +88,9 @@ def codes():
 
 if __name__ == "__main__":
     by_pixels = fresh(pixels)
-    by_codes, alone, floor = fresh(codes)
-    results = {"pixels": by_pixels, "coder, then codes": by_codes}
-    results |= {"codes, with the coder given": alone, "held-out faces through the coder": floor}
+    by_latents, alone, floor = fresh(latents)
+    results = {"pixels": by_pixels, "autoencoder, then latents": by_latents}
+    results |= {"latents, with the autoencoder given": alone, "held-out faces through the autoencoder": floor}
     rows = []
     for name, (seconds, images, distances) in results.items():
         images = images if isinstance(images, str) else f"{images:,}"
@@ -103,8 +102,8 @@ if __name__ == "__main__":
         "pixel distance, three seeds",
         "kernel distance",
     ]
-    ratio = sum(by_codes[2][1]) / sum(by_pixels[2][1])
+    ratio = sum(by_latents[2][1]) / sum(by_pixels[2][1])
     note = f"Ratio of the mean kernel distances, second row to first: {ratio:.2f}."
-    pixels, codes, _, floor = (f"{middle(row[3])} and {middle(row[4])}" for row in rows)
-    words = f"{pixels} of pixels, {codes} of latents; of real faces through the autoencoder {floor}"
-    publish("Codes", columns, rows, summary=f"Pixel and kernel distance {words}.", note=note)
+    pixels, latents, _, floor = (f"{middle(row[3])} and {middle(row[4])}" for row in rows)
+    words = f"{pixels} of pixels, {latents} of latents; of real faces through the autoencoder {floor}"
+    publish("Latents", columns, rows, summary=f"Pixel and kernel distance {words}.", note=note)
