@@ -4,9 +4,9 @@
 
 Each learns in 1,488 steps of 32; the teacher is lesson 13's, trained for v. Distillation halves the steps in
 four rounds. With a second look it has one round more, 1,860 steps: a second student learns in four steps what
-the first student of four draws in eight. Reflow draws 3,000 pairs of noise and picture with the teacher, and
+the first student of four draws in eight. Reflow draws 3,000 pairs of noise and image with the teacher, and
 learns the ways between them (Liu et al. 2022). Consistency distillation cuts each way into pieces, 8 and then 16,
-and wants the same picture at both ends of a piece; what is wanted is the guess of an average of the student's
+and wants the same image at both ends of a piece; the target is the guess of an average of the student's
 last weights, where one step of the teacher leads (Song et al. 2023, algorithm 2). Pixel distance and kernel
 distance (lesson 07) of 400 samples to 1,000 held-out faces.
 """
@@ -23,14 +23,14 @@ COUNTS = (20, 4, 2, 1)
 
 
 def velocity_error(student, noisy, time, image):
-    """How far the answer is from the velocity that leads to `image`."""
+    """How far the output is from the velocity that leads to `image`."""
     from diffusion_utils import predict, schedule
 
     return (predict(student, noisy, time)[1] - image) / schedule(time)[0]
 
 
 def distillation(teacher, loader, steps=(8, 4, 2, 1)):
-    from diffusion_course.objectives import distill
+    from diffusion_course.distillation import distill
 
     return dict(distill(teacher, loader, steps, epochs=4, **RECIPE))
 
@@ -78,7 +78,7 @@ def consistency(teacher, loader):
 
 def learned(way):
     """`(pixel distance, kernel distance, its error bar)` for each of COUNTS; `way` None is the teacher alone."""
-    from diffusion_course.objectives import FEW_STEPS
+    from diffusion_course.distillation import FEW_STEPS
     from diffusion_utils import Diffusion, generate, get_data, get_loader
 
     teacher = Diffusion.from_pretrained(FEW_STEPS[20]).eval().requires_grad_(False)

@@ -6,6 +6,7 @@
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -262,6 +263,21 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     change_weights(tmp_path, lambda weights: weights.update({"unet.out.bias": torch.zeros(4)}))
     with pytest.raises(RuntimeError):
         Diffusion.from_pretrained(tmp_path)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def test_a_pickle_does_not_run_code(tmp_path, monkeypatch):
+    """A folder of transformers 4 holds a pickle; tensors are all that is taken from it."""
+    monkeypatch.chdir(tmp_path)
+    tiny().config.save_pretrained(tmp_path)
+    torch.save({**tiny().state_dict(), "evil": Evil()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(Exception, match="[Ww]eights"):
+        Diffusion.from_pretrained(tmp_path)
+    assert not Path("pwned").exists()
 
 
 @pytest.mark.parametrize("predicts", ["picture", "V", None])

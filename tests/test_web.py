@@ -18,9 +18,9 @@ import torch
 from helpers import BROWSER, BROWSER_OPTIONS
 from PIL import Image
 
-from diffusion_course.text import text_to_image, tokens
 from diffusion_course.distillation import FEW_STEPS
 from diffusion_course.samplers import DPMSolver
+from diffusion_course.text import text_to_image, tokens
 from diffusion_utils import LARGE_MODEL, TOY_MODEL, Diffusion, ddim, generate
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
