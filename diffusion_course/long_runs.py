@@ -1,6 +1,6 @@
 """What a training run of hours or days needs around its loop.
 
-Lesson 11  prepare_folder, stop_button, undisturbed, enough_memory, progress, same_gradients, compiles,
+Lesson 11  prepare_folder, stop_button, ignore_signals, enough_memory, progress, same_gradients, compiles,
            finish, carry_on
 
     training = Training(diffusion, loader, epochs=2000)
@@ -89,7 +89,7 @@ def stop_button():
         press()
 
 
-def undisturbed(init, number):
+def ignore_signals(init, number):
     """The start of a loader's worker: signals, which often go to all processes, are for the main one. Lesson 11."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -172,7 +172,7 @@ def carry_on(training, folder, every=1000):
     folder, left = Path(folder).expanduser().absolute(), False
     main, size = training.accelerator.is_main_process, training.loader.total_batch_size
     workers = training.loader.base_dataloader
-    workers.worker_init_fn = partial(undisturbed, workers.worker_init_fn)
+    workers.worker_init_fn = partial(ignore_signals, workers.worker_init_fn)
     if not same_gradients(training.accelerator.device):
         warnings.warn(
             "this GPU's gradients are wrong; set ACCELERATE_USE_CPU=1, or try a newer PyTorch", stacklevel=2
