@@ -19,7 +19,7 @@ N = 3000
 
 
 def make(folder):
-    """The toy faces, enlarged to the size of CelebA's pictures, as one parquet file."""
+    """The toy faces, enlarged to the size of CelebA's images, as one parquet file."""
     import io
 
     import datasets
@@ -27,11 +27,9 @@ def make(folder):
 
     from diffusion_utils import TOY_FACES
 
-    def jpeg(picture):
+    def jpeg(image):
         buffer = io.BytesIO()
-        picture.resize((178, 178), Image.Resampling.BICUBIC).resize((178, 218)).save(
-            buffer, "JPEG", quality=90
-        )
+        image.resize((178, 178), Image.Resampling.BICUBIC).resize((178, 218)).save(buffer, "JPEG", quality=90)
         return {"bytes": buffer.getvalue(), "path": None}
 
     faces = datasets.load_dataset(str(TOY_FACES), split="train")
@@ -52,7 +50,7 @@ def one_array(folder):
 
 
 def lists(folder):
-    """As the article describes it: `map` turns each picture into a list, and caches all of them."""
+    """As the article describes it: `map` turns each image into a list, and caches all of them."""
     import datasets
     import numpy as np
     import torch

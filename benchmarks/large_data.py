@@ -1,8 +1,8 @@
-"""More pictures than memory: 200,000 faces as parquet, and the memory that training on them takes.
+"""More images than memory: 200,000 faces as parquet, and the memory that training on them takes.
 
     python benchmarks/large_data.py        ten minutes on two CPU cores, 1 GB of disk
 
-As one array the pictures would take 200,000 · 3 · 64 · 64 · 4 bytes, 9.2 GB.
+As one array the images would take 200,000 · 3 · 64 · 64 · 4 bytes, 9.2 GB.
 """
 
 import multiprocessing
@@ -29,38 +29,36 @@ def draw(arguments):
     rng, rows = np.random.default_rng(shard), []
     faces = list(datasets.load_dataset(str(TOY_FACES), split="train")["image"])
     for _ in range(N // SHARDS):
-        picture = ImageChops.offset(
-            faces[rng.integers(len(faces))], *(int(x) for x in rng.integers(-4, 5, 2))
-        )
+        image = ImageChops.offset(faces[rng.integers(len(faces))], *(int(x) for x in rng.integers(-4, 5, 2)))
         if rng.random() < 0.5:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        tint = Image.new("RGB", picture.size, tuple(int(x) for x in rng.integers(200, 256, 3)))
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        tint = Image.new("RGB", image.size, tuple(int(x) for x in rng.integers(200, 256, 3)))
         buffer = io.BytesIO()
-        ImageChops.multiply(picture, tint).save(buffer, "PNG", compress_level=1)
+        ImageChops.multiply(image, tint).save(buffer, "PNG", compress_level=1)
         rows.append({"bytes": buffer.getvalue(), "path": None})
     table = datasets.Dataset.from_dict({"image": rows}).cast_column("image", datasets.Image())
     table.to_parquet(str(Path(folder, "data", f"train-{shard:05}.parquet")))
 
 
 def load_and_train(folder, limit):
-    """Peak memory on top of the imports, and images/s, for some steps of a small model on 64×64 pictures."""
+    """Peak memory on top of the imports, and images/s, for some steps of a small model on 64×64 images."""
     import datasets
 
-    from diffusion_course.images import Pictures
+    from diffusion_course.images import LazyImages
     from diffusion_utils import Diffusion, DiffusionConfig, Training, get_loader
 
     with tempfile.TemporaryDirectory() as cache:
         datasets.config.HF_DATASETS_CACHE = cache
         before, mapped, start = memory("VmRSS"), memory("RssFile"), time.perf_counter()
-        pictures = Pictures(folder, split=f"train[:{limit}]")
+        images = LazyImages(folder, split=f"train[:{limit}]")
         opened = time.perf_counter() - start
-        training = Training(Diffusion(DiffusionConfig(64, (8, 16, 32), 1)), get_loader(pictures, 64))
+        training = Training(Diffusion(DiffusionConfig(64, (8, 16, 32), 1)), get_loader(images, 64))
         start = time.perf_counter()
         for step in training:
             if step == STEPS:
                 break
         speed = STEPS * 64 / (time.perf_counter() - start)
-        return len(pictures), opened, speed, memory() - before, memory("RssFile") - mapped
+        return len(images), opened, speed, memory() - before, memory("RssFile") - mapped
 
 
 if __name__ == "__main__":
@@ -75,7 +73,7 @@ if __name__ == "__main__":
             digits = zip(measured, (1, 0, 0, 0))  # opened in s, images/s, memory, of it mapped
             array = f"{count * 3 * 64 * 64 * 4 / 2**20:,.0f}"
             rows.append([f"{count:,}", *(f"{value:.{places}f}" for value, places in digits), array])
-    columns = ["pictures", "opened in s", "images/s", "memory, MB", "of it mapped, MB", "as one array, MB"]
+    columns = ["images", "opened in s", "images/s", "memory, MB", "of it mapped, MB", "as one array, MB"]
     note = (
         f"The parquet files have {size:.0f} MB. Mapped is what is read from the disk's files in place: "
         "the system takes that memory back when it needs it."

@@ -3,7 +3,7 @@
     python data/draw_toy_faces.py                      # write data/toy_faces/data/*.parquet
     python data/draw_toy_faces.py --sheet sheet.png    # only draw a sheet of 200 faces
 
-Every shape is a signed distance field: an array that says, for each point of the picture, how far
+Every shape is a signed distance field: an array that says, for each point of the image, how far
 outside (positive) or inside (negative) of the shape it lies. Shapes are joined with minimum, cut
 with maximum, and painted with an edge one sample wide, at twice the final resolution.
 The arrays only go through + - * / sqrt min max, which IEEE arithmetic defines to the last bit, so
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SIZE = 64  # pixels of the finished picture; all lengths below are in these pixels
+SIZE = 64  # pixels of the finished image; all lengths below are in these pixels
 SAMPLES = 2  # samples per pixel and direction while drawing
 ZOOM = 1.2  # the figure is drawn this much larger than the lengths below say
 
@@ -193,7 +193,7 @@ class Plane:
         return np.sqrt(v * v + w * w) - thick / 2
 
     def polygon(self, *points):
-        """Distance to a convex polygon, corners given clockwise as seen on the picture."""
+        """Distance to a convex polygon, corners given clockwise as seen on the image."""
         sides = []
         for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1]):
             dx, dy = x1 - x0, y1 - y0
@@ -589,7 +589,7 @@ def draw_face(attributes):
 
 
 def draw_sheet(rows=10, columns=20, split="train", first=0):
-    """Return one picture with rows x columns faces of a split."""
+    """Return one image with rows x columns faces of a split."""
     sheet = Image.new("RGB", (columns * SIZE, rows * SIZE))
     for k in range(rows * columns):
         face = draw_face(sample_attributes(split, first + k))

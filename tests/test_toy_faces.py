@@ -28,7 +28,7 @@ def test_columns(rows):
     needed = {"hair_style", "hair_color", "skin_tone", "glasses", "smile", "background", "hat", "beard"}
     assert needed <= set(kinds)
     assert all(isinstance(kind, datasets.ClassLabel) or kind.dtype == "float32" for kind in kinds.values())
-    assert all(picture.size == (64, 64) and picture.mode == "RGB" for picture in rows["image"])
+    assert all(image.size == (64, 64) and image.mode == "RGB" for image in rows["image"])
 
 
 def test_balanced(rows):
@@ -50,8 +50,8 @@ def test_drawn_again_exactly(rows):
 
 
 def test_no_face_twice():
-    pictures = [picture.tobytes() for split in ("train", "test") for picture in get_data(split=split)]
-    assert len(set(pictures)) == len(pictures) == 4000
+    images = [image.tobytes() for split in ("train", "test") for image in get_data(split=split)]
+    assert len(set(images)) == len(images) == 4000
 
 
 def test_small_enough():
