@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffusion_course.conditioning import ConditionalConfig, ConditionalDiffusion
 from diffusion_course.long_runs import carry_on
+from diffusion_course.toy import LABELS
 from diffusion_utils import ROOT, Diffusion, DiffusionConfig, Training, get_loader
 
 TRAIN = str(ROOT / "train.py")
@@ -53,6 +55,22 @@ def contents(folder):
 def tiny(**options):
     torch.manual_seed(0)
     return Diffusion(DiffusionConfig(**{"image_size": 8, "widths": (8, 16), "block_depth": 1, **options}))
+
+
+def conditional(kind=ConditionalDiffusion, predicts="v", vocabulary=LABELS):
+    """A tiny model with a condition, before any training."""
+    torch.manual_seed(0)
+    shape = {"image_size": 8, "widths": (8, 16), "block_depth": 1}
+    return kind(ConditionalConfig(list(map(str, vocabulary)), **shape, predicts=predicts))
+
+
+def awake(diffusion):
+    """A model whose blocks follow their condition, as after training."""
+    with torch.no_grad():
+        for name, weight in diffusion.named_parameters():
+            if ".film." in name:
+                weight.normal_(std=0.3)
+    return diffusion.eval()
 
 
 def loader(count=32, batch_size=8, seed=0):
