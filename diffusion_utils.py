@@ -69,13 +69,14 @@ def open_images(source, split="train", seed=0):
     if not columns:
         raise ValueError(f"source: {str(source)!r} has no column of images, only {list(rows.features)}")
     names = {} if "image" in columns else {columns[0]: "image"}
-    return rows.select_columns([*names] or "image").rename_columns(names).shuffle(seed=seed)
+    return rows.select_columns([*names] or "image").shuffle(seed=seed).rename_columns(names)
 
 
 def get_data(source=TOY_FACES, *, split="train", limit=3000, size=64, seed=0):
     """Load up to `limit` images as one float32 array (N, 3, size, size) in [0, 1]. Lesson 01.
 
-    `source`: see `open_images`; `seed` fixes which images come, and in which order. Photos come upright: `datasets` turns them.
+    `source`: see `open_images`; `seed` fixes which images come, and in which order (of a stream, from its beginning).
+    Photos come upright: `datasets` turns them.
     Raises ValueError where there is no image, and what Pillow raises for a file that it cannot read.
     """
     rows = islice(open_images(source, split, seed), limit)
@@ -111,8 +112,7 @@ def show(images, n=5, path=None, titles=()):
     figure.tight_layout(pad=0.3)
     if path is not None:
         figure.savefig(path)
-    if plt.get_backend().lower() != "agg":  # there is a screen or a notebook
-        plt.show(block=False)
+    plt.close(figure) if plt.get_backend().lower() == "agg" else plt.show(block=False)  # agg has no screen
 
 
 # Lesson 02: noise -----------------------------------------------------------------------
@@ -122,7 +122,7 @@ def schedule(time):
     """The offset cosine schedule: `(noise_rate, signal_rate)` at `time` in [0, 1]. Lesson 02.
 
     Their squares add up to 1; signal_rate, in papers √ᾱ, falls from 0.95 at time 0 to 0.02 at time 1.
-    Nichol & Dhariwal 2021 (the cosine), with an offset at both ends.
+    The cosine of Nichol & Dhariwal 2021 with the offsets at both ends of Béres' DDIM example for Keras.
     """
     start, end = math.acos(0.95), math.acos(0.02)
     angle = start + torch.as_tensor(time) * (end - start)
@@ -311,11 +311,12 @@ def l1_loss(diffusion, images):
 def average_weights(diffusion, ema_decay):
     """A copy of `diffusion` that follows it slowly: the EMA of its weights, over fewer steps at first. Lesson 04."""
 
-    def update(averages, weights, count):
-        decay = min(ema_decay, (1 + int(count)) / (10 + int(count)))
-        get_ema_multi_avg_fn(decay)(averages, weights, count)
+    def update(averages, weights, _):
+        count = int(average.n_averaged)  # it lies on the CPU, so no GPU is waited for
+        get_ema_multi_avg_fn(min(ema_decay, (1 + count) / (10 + count)))(averages, weights, count)
 
-    return AveragedModel(diffusion, multi_avg_fn=update)
+    average = AveragedModel(diffusion, multi_avg_fn=update)
+    return average
 
 
 @dataclass
@@ -375,9 +376,10 @@ class Training:
                 show(generate(training.average.module, seed=0))
 
     `diffusion` may be any module for which `loss(diffusion, batch)` gives a scalar; `optimizer(diffusion, recipe)`
-    gives a torch.optim.Optimizer; `recipe`: the fields of `Recipe`. Order, augmentation and noise follow from seeds,
-    epoch and step: after a `break`, loop over the same object again, and it goes on as if unbroken. `history` has
-    the loss and the learning rate of each step. At the end, or after `finish()`, the model has the averaged
+    gives a torch.optim.Optimizer; `recipe`: the fields of `Recipe`. Order and noise follow from seeds, epoch and
+    step, and so does `Augmented` data (lesson 10): after a `break`, loop over the same object again, and it goes
+    on as if unbroken. `history` has the loss and the learning rate of each step; losses are tensors on the device
+    until the epoch ends. At the end, or when `finish()` is called after a `break`, the model has the averaged
     weights. Raises FloatingPointError, at the end of an epoch, for a loss or weights that are not finite.
     """
 
@@ -394,9 +396,9 @@ class Training:
         self.order_seed = loader.generator.initial_seed() if loader.generator else recipe.seed
         optimizer = optimizer(diffusion, recipe)
         kind = "cosine" if recipe.cosine_decay else "constant_with_warmup"
-        self.rates = get_scheduler(kind, optimizer, recipe.warmup_steps, recipe.epochs * len(loader))
         prepared = self.accelerator.prepare(Loss(diffusion, loss), optimizer, loader)
         self.loss, self.optimizer, self.loader = prepared
+        self.rates = get_scheduler(kind, self.optimizer, recipe.warmup_steps, len(self))
 
     def __len__(self):
         return self.recipe.epochs * len(self.loader)
@@ -462,7 +464,10 @@ def starting_noise(diffusion, n, seed=None):
 
 
 def ddim(predict, noisy, time, next_time):
-    """One step of DDIM: what was predicted is mixed again, for `next_time`. Song et al. 2020, equation 12. Lesson 05."""
+    """One step of DDIM: what was predicted is mixed again, for `next_time`. Lesson 05.
+
+    J. Song et al. 2020, equation 12 with σ = 0.
+    """
     noise, image = predict(noisy, time)
     return mix(image, noise, next_time), image
 
