@@ -22,7 +22,7 @@ class Hub(BaseHTTPRequestHandler):
 
     files, commit = {}, "a" * 40
 
-    def answer(self, status, body=b"", headers=()):
+    def respond(self, status, body=b"", headers=()):
         body = json.dumps(body).encode() if isinstance(body, dict) else body
         self.send_response(status)
         for name, value in {
@@ -38,38 +38,38 @@ class Hub(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers["Authorization"] != f"Bearer {TOKEN}":
-            self.answer(401, {"error": "Invalid username or password."})
+            self.respond(401, {"error": "Invalid username or password."})
         elif self.path == "/api/repos/create":
-            self.answer(200, {"url": f"http://{self.headers['Host']}/me/faces", "name": "me/faces"})
+            self.respond(200, {"url": f"http://{self.headers['Host']}/me/faces", "name": "me/faces"})
         elif "/preupload/" in self.path:
             wanted = [
                 {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
                 for f in json.loads(body)["files"]
             ]
-            self.answer(200, json.dumps({"files": wanted}).encode())
+            self.respond(200, json.dumps({"files": wanted}).encode())
         elif "/commit/" in self.path:
             for line in body.splitlines():
                 entry = json.loads(line)
                 if entry["key"] == "file":
                     self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-            self.answer(200, {"commitUrl": f"http://{self.headers['Host']}/me/faces/commit/{self.commit}",
+            self.respond(200, {"commitUrl": f"http://{self.headers['Host']}/me/faces/commit/{self.commit}",
                               "commitOid": self.commit, "hookOutput": ""})  # fmt: skip
         else:
-            self.answer(200, {})
+            self.respond(200, {})
 
     def do_GET(self):
         name = self.path.split("?")[0].rsplit("/", 1)[-1]
         if "/resolve/" in self.path and name in self.files:
             content = self.files[name]
-            self.answer(
+            self.respond(
                 200, content, {"ETag": hashlib.sha256(content).hexdigest(), "X-Repo-Commit": self.commit}
             )
         elif "/nobody/" in self.path:
-            self.answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+            self.respond(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         elif "/resolve/" in self.path:
-            self.answer(404, {}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.commit})
+            self.respond(404, {}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.commit})
         else:
-            self.answer(200, {"id": "me/faces", "sha": self.commit, "siblings": []})
+            self.respond(200, {"id": "me/faces", "sha": self.commit, "siblings": []})
 
     do_HEAD = do_GET
 
