@@ -57,7 +57,7 @@ def reflow(teacher, loader):
 def consistency(teacher, loader):
     from diffusion_utils import Training, ddim, mix, predict
 
-    student, ask = copy.deepcopy(teacher).requires_grad_(True), partial(predict, teacher)
+    student, predictor = copy.deepcopy(teacher).requires_grad_(True), partial(predict, teacher)
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(0.95), use_buffers=True).eval()
 
     def loss(points, student, images):
@@ -66,7 +66,7 @@ def consistency(teacher, loader):
         noisy = mix(image, torch.randn_like(image), time)
         with torch.no_grad():
             average.update_parameters(student)
-            there, last = ddim(ask, noisy, time, before)
+            there, last = ddim(predictor, noisy, time, before)
             guess = torch.where(left > 0, predict(average.module, there, before)[1], last)
         return velocity_error(student, noisy, time, guess).abs().mean()
 

@@ -13,23 +13,23 @@ from diffusion_utils import Diffusion, ddim, generate, mix, predict, schedule
 def test_one_step_to_the_aim_is_two_steps():
     noise, image = torch.randn(2, 6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
     teacher = tiny(predicts="v").double().eval()
-    ask = partial(predict, teacher)
+    predictor = partial(predict, teacher)
     time, next_time = torch.full((6, 1, 1, 1), 0.8).double(), torch.full((6, 1, 1, 1), 0.4).double()
     noisy = mix(image, noise, time)
-    aim = half_steps(ask, noisy, time, next_time)
-    there, _ = ddim(ask, noisy, time, (time + next_time) / 2)
-    end, _ = ddim(ask, there, (time + next_time) / 2, next_time)
+    aim = half_steps(predictor, noisy, time, next_time)
+    there, _ = ddim(predictor, noisy, time, (time + next_time) / 2)
+    end, _ = ddim(predictor, there, (time + next_time) / 2, next_time)
     noise_rate, signal_rate = schedule(time)
     step, _ = ddim(lambda *_: ((noisy - signal_rate * aim) / noise_rate, aim), noisy, time, next_time)
     torch.testing.assert_close(step, end, atol=1e-5, rtol=0)
 
 
 def test_at_the_end_the_aim_is_the_last_guess():
-    ask = partial(predict, tiny(predicts="v").eval())
+    predictor = partial(predict, tiny(predicts="v").eval())
     noisy, time = torch.randn(2, 3, 8, 8), torch.full((2, 1, 1, 1), 0.5)
-    there, _ = ddim(ask, noisy, time, time / 2)
-    _, last = ask(there, time / 2)
-    assert torch.equal(half_steps(ask, noisy, time, 0 * time), last)
+    there, _ = ddim(predictor, noisy, time, time / 2)
+    _, last = predictor(there, time / 2)
+    assert torch.equal(half_steps(predictor, noisy, time, 0 * time), last)
 
 
 @pytest.mark.parametrize("steps", [1, 4])

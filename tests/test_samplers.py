@@ -110,11 +110,11 @@ def test_ddpm_is_that_of_diffusers():
 
 
 def test_ddim_is_a_turn():
-    noisy, time, then = start(), column(0.7), column(0.2)
+    noisy, time, next_time = start(), column(0.7), column(0.2)
     noise, image = closed(noisy, time)
-    turn = angle(then) - angle(time)
+    turn = angle(next_time) - angle(time)
     turned = turn.cos() * noisy + turn.sin() * velocity(noise, image, time)
-    assert torch.allclose(turned, ddim(closed, noisy, time, then)[0], atol=1e-6)
+    assert torch.allclose(turned, ddim(closed, noisy, time, next_time)[0], atol=1e-6)
     assert torch.allclose(angle(torch.tensor([0.0, 1.0])).cos(), torch.tensor([0.95, 0.02]), atol=1e-6)
 
 
@@ -128,8 +128,8 @@ def test_dice_keep_the_variance(eta):
     """Where image and noise are guessed right, what comes is mixed with the rates of the next time."""
     image, noise = torch.zeros(20000, 1, 1, 1), torch.randn(20000, 1, 1, 1)
     step = Ancestral(eta, seed=0)
-    time, then = column(0.8, 20000), column(0.3, 20000)
-    noisy, _ = step(lambda noisy, time: (noise, image), noise, time, then)
+    time, next_time = column(0.8, 20000), column(0.3, 20000)
+    noisy, _ = step(lambda noisy, time: (noise, image), noise, time, next_time)
     assert noisy.var().sqrt() == pytest.approx(float(schedule(0.3)[0]), rel=0.02)
 
 

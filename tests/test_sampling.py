@@ -130,12 +130,12 @@ def at(time, n=2):
 
 @torch.no_grad()
 def test_ddim():
-    ask = partial(predict, model())
+    predictor = partial(predict, model())
     noisy = torch.randn(2, 3, 8, 8)
-    noise, image = ask(noisy, at(0.8))
-    after, clean = ddim(ask, noisy, at(0.8), at(0.3))
+    noise, image = predictor(noisy, at(0.8))
+    after, clean = ddim(predictor, noisy, at(0.8), at(0.3))
     assert torch.equal(clean, image) and torch.equal(after, mix(image, noise, at(0.3)))
-    stay, _ = ddim(ask, noisy, at(0.8), at(0.8))
+    stay, _ = ddim(predictor, noisy, at(0.8), at(0.8))
     assert torch.allclose(stay, noisy, atol=1e-5)
 
 
@@ -143,9 +143,9 @@ def test_ddim():
 def test_ddim_with_all_the_answers():
     """Where the prediction is right, one step of any width lands where it should."""
     image, noise = torch.randn(2, 2, 3, 8, 8)
-    for now, then in [(1.0, 0.0), (0.9, 0.2), (0.2, 0.9)]:
-        after, clean = ddim(lambda *_: (noise, image), mix(image, noise, at(now)), at(now), at(then))
-        assert torch.equal(after, mix(image, noise, at(then))) and torch.equal(clean, image)
+    for time, next_time in [(1.0, 0.0), (0.9, 0.2), (0.2, 0.9)]:
+        after, clean = ddim(lambda *_: (noise, image), mix(image, noise, at(time)), at(time), at(next_time))
+        assert torch.equal(after, mix(image, noise, at(next_time))) and torch.equal(clean, image)
 
 
 @pytest.mark.parametrize(
@@ -154,36 +154,36 @@ def test_ddim_with_all_the_answers():
 )
 @torch.no_grad()
 def test_sample_goes_along_the_times(times, count):
-    asked, diffusion, start = [], model(), torch.randn(2, 3, 8, 8)
+    calls, diffusion, start = [], model(), torch.randn(2, 3, 8, 8)
     kept = start.clone()
 
-    def ask(noisy, time):
-        asked.append((noisy, time))
+    def predictor(noisy, time):
+        calls.append((noisy, time))
         return predict(diffusion, noisy, time)
 
-    steps = list(sample(ask, start, times))
-    assert len(steps) == len(asked) == count
-    assert [time.flatten().tolist() for _, time in asked] == [
+    steps = list(sample(predictor, start, times))
+    assert len(steps) == len(calls) == count
+    assert [time.flatten().tolist() for _, time in calls] == [
         pytest.approx([float(t)] * 2) for t in times[:count]
     ]
-    assert all(time.shape == (2, 1, 1, 1) for _, time in asked) and torch.equal(start, kept)
-    for (noisy, time), (after, image), next_time in zip(asked, steps, times[1:]):
+    assert all(time.shape == (2, 1, 1, 1) for _, time in calls) and torch.equal(start, kept)
+    for (noisy, time), (after, image), next_time in zip(calls, steps, times[1:]):
         noise, expected = predict(diffusion, noisy, time)
         assert torch.equal(image, expected) and torch.allclose(
             after, mix(image, noise, at(float(next_time))), atol=1e-5
         )
     assert all(
-        torch.equal(before[0], noisy) for before, (noisy, _) in zip(steps, asked[1:])
+        torch.equal(before[0], noisy) for before, (noisy, _) in zip(steps, calls[1:])
     )  # each goes on from the one before
 
 
 @torch.no_grad()
 def test_sample_takes_one_step_at_a_time():
-    asked, diffusion = [], model()
-    steps = sample(lambda *x: asked.append(1) or predict(diffusion, *x), torch.randn(2, 3, 8, 8), [1, 0.5, 0])
-    assert not asked
+    calls, diffusion = [], model()
+    steps = sample(lambda *x: calls.append(1) or predict(diffusion, *x), torch.randn(2, 3, 8, 8), [1, 0.5, 0])
+    assert not calls
     next(steps)
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
 @torch.no_grad()
@@ -201,12 +201,12 @@ def test_generate_is_sample_with_colours():
 @torch.no_grad()
 def test_times_backwards_go_back():
     """From an image to its noise and back to the image: inversion."""
-    ask = partial(predict, Diffusion.from_pretrained(TOY_MODEL))
+    predictor = partial(predict, Diffusion.from_pretrained(TOY_MODEL))
     down = [(50 - step) / 50 for step in range(5, 51)]  # from 0.9 to 0
     start = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    *_, (clean, _) = sample(ask, start, down)
-    *_, (noise, _) = sample(ask, clean, down[::-1])
-    *_, (again, _) = sample(ask, noise, down)
+    *_, (clean, _) = sample(predictor, start, down)
+    *_, (noise, _) = sample(predictor, clean, down[::-1])
+    *_, (again, _) = sample(predictor, noise, down)
     assert (again - clean).abs().mean() < 0.1 * clean.std()
     assert (noise - start).abs().mean() < 0.3 < (noise - clean).abs().mean()
 
@@ -214,10 +214,10 @@ def test_times_backwards_go_back():
 @torch.no_grad()
 def test_a_step_of_our_own():
     """One that asks twice, at half the way too: four of them go where eight of DDIM go."""
-    diffusion, start, asked = model(), torch.randn(2, 3, 8, 8), []
+    diffusion, start, calls = model(), torch.randn(2, 3, 8, 8), []
 
-    def ask(noisy, time):
-        asked.append(time)
+    def predictor(noisy, time):
+        calls.append(time)
         return predict(diffusion, noisy, time)
 
     def halves(predict, noisy, time, next_time):
@@ -225,16 +225,16 @@ def test_a_step_of_our_own():
         noisy, _ = ddim(predict, noisy, time, middle)
         return ddim(predict, noisy, middle, next_time)
 
-    eight = list(sample(ask, start, [(8 - step) / 8 for step in range(9)]))
-    assert len(asked) == 8
-    four = list(sample(ask, start, [(4 - step) / 4 for step in range(5)], step=halves))
-    assert len(asked) == 16 and len(four) == 4
+    eight = list(sample(predictor, start, [(8 - step) / 8 for step in range(9)]))
+    assert len(calls) == 8
+    four = list(sample(predictor, start, [(4 - step) / 4 for step in range(5)], step=halves))
+    assert len(calls) == 16 and len(four) == 4
     for ours, theirs in zip(four, eight[1::2]):
         assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs))
-    coarse = list(sample(ask, start, [(4 - step) / 4 for step in range(5)], step=ddim))
+    coarse = list(sample(predictor, start, [(4 - step) / 4 for step in range(5)], step=ddim))
     assert not torch.allclose(coarse[-1][0], four[-1][0], atol=1e-2)
     assert torch.equal(
-        coarse[-1][0], list(sample(ask, start, [1, 0.75, 0.5, 0.25, 0]))[-1][0]
+        coarse[-1][0], list(sample(predictor, start, [1, 0.75, 0.5, 0.25, 0]))[-1][0]
     )  # it is the default
 
 
@@ -333,7 +333,7 @@ def test_the_large_model_draws_by_itself():
     assert config.steps == len(config.times) - 1 == 20 and config.times[0] > 1.01 and config.times[-1] == 0
 
 
-def test_drawing_is_exact_unless_asked():
+def test_drawing_is_exact():
     """No 16 bits by itself; with PyTorch's own autocast nearly the same."""
     diffusion = Diffusion.from_pretrained(TOY_MODEL)
     exact = generate(diffusion, n=2, steps=5, seed=0)
