@@ -214,7 +214,7 @@ class Dice(torch.utils.data.Dataset):
     """Images that are made anew in each epoch, and a list of those that were asked for."""
 
     def __init__(self):
-        self.epoch, self.asked = 0, []
+        self.epoch, self.indices = 0, []
 
     def set_epoch(self, epoch):
         self.epoch = epoch
@@ -223,7 +223,7 @@ class Dice(torch.utils.data.Dataset):
         return 32
 
     def __getitem__(self, index):
-        self.asked.append(index)
+        self.indices.append(index)
         return torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(seed_of(self.epoch, index)))
 
 
@@ -231,14 +231,14 @@ def test_data_that_throw_dice_go_on_and_nothing_is_decoded_twice():
     """Their seed follows from epoch and index; what was shown before a break is skipped, not loaded."""
     whole, data = Dice(), Dice()
     history = train(tiny(), DataLoader(whole, 8, shuffle=True), epochs=3)
-    assert len(set(history["loss"])) == 12 and sorted(whole.asked) == sorted([*range(32)] * 3)
+    assert len(set(history["loss"])) == 12 and sorted(whole.indices) == sorted([*range(32)] * 3)
     training = Training(tiny(), DataLoader(data, 8, shuffle=True), epochs=3)
     training.step = 7
     training.history = {"loss": history["loss"][:7], "lr": history["lr"][:7]}
     batches = []
     training.accelerator.unwrap_model(training.loss).loss = noting(batches)
     list(training)
-    assert data.asked == whole.asked[7 * 8 :] and torch.cat(batches).shape[0] == 5 * 8
+    assert data.indices == whole.indices[7 * 8 :] and torch.cat(batches).shape[0] == 5 * 8
 
 
 # Other models, losses, loaders, optimizers, accelerators -----------------------------------
