@@ -222,9 +222,31 @@ def defined_in():
     """Where each function and class is defined at top level: {name: [number of a lesson, ...]}."""
     found = {}
     for path in LESSONS:
-        for name in [name for cell in cells(path, "code") for name in sync.public(cell.source)]:
+        sources = [cell.source for cell in cells(path, "code")]
+        parted = sync.in_parts(sources)
+        names = [name for source in sources for name in sync.public(source)]
+        for name in [name for name in names if name not in parted] + [*parted]:
             found.setdefault(name, []).append(path.stem[:2])
     return found
+
+
+def test_a_class_in_parts_is_whole():
+    """All methods of a class that is built in several cells stand in one of them."""
+    source = CORE.read_text(encoding="utf-8")
+    sources = [cell.source for cell in cells(LESSONS[4], "code")]
+    parted = sync.in_parts(sources)
+    assert parted == {"Diffusion", "Training"}
+    for name in parted:
+        built = [sync.methods(sync.public(text)[name][0]) for text in sources if name in sync.public(text)]
+        names = [method for part in built for method in part]
+        assert sorted(names) == sorted(sync.methods(sync.public(source)[name][0]))
+
+
+@notebook
+def test_cells_are_short(path):
+    """At most 30 lines that are not empty."""
+    for lines in code_lines(path):
+        assert len([line for line in lines if line.strip()]) <= 30, lines[0]
 
 
 def test_cells_equal_their_modules():

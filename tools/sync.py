@@ -4,8 +4,9 @@
     python tools/sync.py --check     only say which lessons differ; exit status 1 if any does
 
 A definition goes, without docstrings, into the lesson that its docstring names ("Lesson 05"). A cell there
-says where: a function or class of the same name stands in it, with any body. The first code cell of all
-notebooks is tools/first_cell.py. That cell, and those that only import, are collapsed.
+says where: a function or class of the same name stands in it, with any body. A class that is too long for one
+cell goes on in others, as `class Training(Training):`; each of them says which methods it has. The first code
+cell of all notebooks is tools/first_cell.py. That cell, and those that only import, are collapsed.
 """
 
 import ast
@@ -32,6 +33,23 @@ def public(source):
     return {node.name: (node, start, node.end_lineno) for node, start in zip(found, starts)}
 
 
+def methods(node):
+    """The methods of a class: {name: (node, first line, last line)}; none where `node` is a function."""
+    inner = [part for part in getattr(node, "body", ()) if isinstance(part, ast.FunctionDef)]
+    starts = [min(line.lineno for line in [part, *part.decorator_list]) for part in inner]
+    return {part.name: (part, start, part.end_lineno) for part, start in zip(inner, starts)}
+
+
+def in_parts(sources):
+    """The names of the classes that go on in a second cell: `class Training(Training):`."""
+    names = set()
+    for source in sources:
+        for name, (node, *_) in public(source).items():
+            if name in map(ast.unparse, getattr(node, "bases", ())):
+                names.add(name)
+    return names
+
+
 def number(node):
     """The number of the lesson that a definition's docstring names, None where it names none."""
     named = re.search(r"Lesson (\d\d)", ast.get_docstring(node) or "")
@@ -56,13 +74,25 @@ def taught():
         source = module.read_text(encoding="utf-8")
         for name, (node, start, end) in public(source).items():
             texts.setdefault(number(node), {})[name] = without_docstrings(source, node, start, end)
+            if isinstance(node, ast.ClassDef):
+                for method, place in methods(node).items():
+                    texts[number(node)][f"{name}.{method}"] = without_docstrings(source, *place)
     return texts
 
 
-def synced(source, texts):
-    """The source of a cell with the definitions of `texts` instead of those of the same name."""
+def synced(source, texts, parted=()):
+    """The source of a cell with the definitions of `texts` instead of those of the same name.
+
+    Of the classes whose names are in `parted` only the methods are exchanged, each for itself.
+    """
+    places = {}
+    for name, (node, start, end) in public(source).items():
+        if name in parted:
+            places |= {f"{name}.{method}": place[1:] for method, place in methods(node).items()}
+        else:
+            places[name] = start, end
     lines = source.splitlines()
-    for name, (_, start, end) in sorted(public(source).items(), key=lambda item: -item[1][1]):
+    for name, (start, end) in sorted(places.items(), key=lambda item: -item[1][0]):
         if name in texts:
             lines[start - 1 : end] = texts[name].splitlines()
     return "\n".join(lines)
@@ -79,8 +109,9 @@ def only_imports(source):
 def rewritten(notebook, texts):
     """Bring the cells of a notebook up to date, in place, and collapse those that nobody needs to read."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    parted = in_parts(cell.source for cell in code)
     for cell in code:
-        cell.source = synced(cell.source, texts)
+        cell.source = synced(cell.source, texts, parted)
     code[0].source = FIRST_CELL
     for cell in code:
         if cell is code[0] or only_imports(cell.source):
