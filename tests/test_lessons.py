@@ -32,8 +32,8 @@ def prose(path):
 
 
 def test_the_lessons_are_there():
-    """06, 14, 16, 18 and 19 are to come."""
-    there = ["00", "01", "02", "03", "04", "05", "07", "08", "09", "10", "11", "12", "13", "15", "17"]
+    """14, 16, 18 and 19 are to come."""
+    there = ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "12", "13", "15", "17"]
     assert [name[:2] for name in NAMES] == there
 
 
