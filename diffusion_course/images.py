@@ -153,7 +153,7 @@ def eight_bits(image):
     return Image.fromarray((pixels / white * 255).clip(0, 255).round().astype(np.uint8))
 
 
-def tidy(image):
+def tidy_image(image):
     """`(image, changed)`: a PIL image upright and in 8 bits, and whether its file needs that help. Lesson 10.
 
     Any program turns an image as its EXIF note says; where that note is broken, the image stays as it is.
@@ -180,9 +180,9 @@ def any_images(source, split="train"):
         image, reason = read_image(file, about=(64, 64))
         if reason:
             broken.append(f"{Path(file['path'] or 'an image').name} cannot be read ({reason})")
-        elif tidy(image)[1]:
+        elif tidy_image(image)[1]:
             png = io.BytesIO()
-            tidy(read_image(file)[0])[0].save(png, "PNG", exif=b"")
+            tidy_image(read_image(file)[0])[0].save(png, "PNG", exif=b"")
             places.append(len(rows) + len(changed))
             changed.append({"path": file["path"], "bytes": png.getvalue()})
         else:
@@ -211,7 +211,7 @@ def look_through(source, size=64, split="train"):
         file = row["image"] or {"path": None, "bytes": b""}
         image, reason = read_image(file)
         if not reason:
-            image = np.asarray(square_rgb(tidy(image)[0], size)).transpose(2, 0, 1) / np.float32(255)
+            image = np.asarray(square_rgb(tidy_image(image)[0], size)).transpose(2, 0, 1) / np.float32(255)
         yield file["path"] or "", image, reason
 
 

@@ -76,20 +76,6 @@ def test_outputs(path):
 
 
 @notebook
-def test_short_cells(path):
-    lengths = [sum(bool(line.strip()) for line in lines) for lines in code_lines(path)]
-    assert max(lengths) <= 60  # a class stands in one cell
-    assert sum(lengths) / len(lengths) <= 9
-
-
-def test_short_lessons():
-    """The two that grow whenever nobody looks: getting the data, and the training."""
-    one, four = (sum(map(len, code_lines(LESSONS[number]))) for number in (1, 4))
-    assert one <= 190 and four <= 360
-    assert len(prose(LESSONS[4]).split()) <= 1800
-
-
-@notebook
 def test_widgets_can_be_shown(path):
     widgets = nbformat.read(path, as_version=4).metadata.get("widgets")
     if widgets is not None:  # GitHub shows no notebook at all when this key is missing

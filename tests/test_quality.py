@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_utils import TOY_FACES, get_data
 from diffusion_course.quality import (
     FACE_CLASSIFIER,
     HEADS,
@@ -27,6 +26,7 @@ from diffusion_course.quality import (
     results,
     train_classifier,
 )
+from diffusion_utils import TOY_FACES, get_data
 
 
 def normal(n, d, seed, scale=1.0, shift=0.0):
