@@ -333,7 +333,7 @@ class Recipe:
 
 
 def adamw(model, recipe):
-    """AdamW, the article's optimizer; lesson 11 has another. Loshchilov & Hutter 2019. Lesson 04."""
+    """AdamW, the article's optimizer. Loshchilov & Hutter 2019. Lesson 04."""
     return torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
