@@ -1,0 +1,67 @@
+"""A better use of each gradient, in the order of lesson 11.
+
+Lesson 11  orthogonalize, Muon, muon
+
+    training = Training(diffusion, loader, optimizer=muon, **CPU_RECIPE)
+"""
+
+import torch
+from torch import nn
+
+from diffusion_utils import Residual
+
+
+def orthogonalize(matrix, steps=5):
+    """Bring all singular values of `matrix` (M, N) near 1 and keep its singular vectors. Lesson 11.
+
+    A Newton–Schulz iteration in bfloat16, with the coefficients of Jordan et al. 2024, which lift small values
+    fast and leave all of them somewhere between 0.7 and 1.2.
+    """
+    x = (
+        matrix.T if len(matrix) > len(matrix.T) else matrix
+    )  # the smaller side first: its products are cheaper
+    x = (x / (x.norm() + 1e-7)).bfloat16()
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x.T if len(matrix) > len(matrix.T) else x).to(matrix.dtype)
+
+
+class Muon(torch.optim.AdamW):
+    """Orthogonalised momentum for the weights `hidden`, of two or more dimensions; AdamW for the `others`. Lesson 11.
+
+    Jordan et al. 2024, with Nesterov's momentum. The weights of a convolution (out, in, k, k) count as a matrix
+    (out, in·k·k); steps are scaled as in Liu et al. 2025, so that both parts can share one learning rate.
+    """
+
+    def __init__(self, hidden, others, lr, weight_decay=0.01, momentum=0.95):
+        groups = [{"params": hidden, "weight_decay": 0.01}, {"params": others}]
+        super().__init__(groups, lr, weight_decay=weight_decay)
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        hidden = self.param_groups[0]
+        for weight in hidden["params"]:
+            if weight.grad is None:
+                continue
+            state = self.state[weight]
+            if not state:
+                state["momentum"] = torch.zeros_like(weight)
+                state["step"] = torch.tensor(0.0)  # AdamW, which loads the state, looks for it
+            state["momentum"].lerp_(weight.grad, 1 - self.momentum)
+            direction = weight.grad.lerp(state["momentum"], self.momentum).flatten(1)
+            size = 0.2 * max(direction.shape) ** 0.5
+            weight.mul_(1 - hidden["lr"] * hidden["weight_decay"])
+            weight.sub_(orthogonalize(direction).view_as(weight), alpha=hidden["lr"] * size)
+            weight.grad = None  # so AdamW passes it by
+        return super().step(closure)
+
+
+def muon(model, recipe):
+    """Muon for the convolutions of all Residual blocks, AdamW for the rest; an optimizer for `Training`. Lesson 11."""
+    blocks = nn.ModuleList(module for module in model.modules() if isinstance(module, Residual))
+    hidden = {name: weight for name, weight in blocks.named_parameters() if weight.ndim == 4}
+    places = {id(weight) for weight in hidden.values()}
+    others = [weight for weight in model.parameters() if id(weight) not in places]
+    return Muon(list(hidden.values()), others, recipe.lr, recipe.weight_decay)
