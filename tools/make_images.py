@@ -2,6 +2,7 @@
 
     python tools/make_images.py            all of them
     python tools/make_images.py covers     only those that the lessons show
+    python tools/make_images.py idea       only the drawing of the whole idea and the films from noise to face
 
 Each lesson's own picture is what its cell with the tag "cover" shows, and the small ones at the top of the
 page of help what its cells with tags such as "fault-noise" show: run `make lessons` first.
@@ -11,8 +12,11 @@ import base64
 import io
 import sys
 
+import numpy as np
 import torch
 from lessons import HELP, LESSONS, ROOT, cells
+from matplotlib import pyplot as plt
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from PIL import Image
 from smaller import smaller
 
@@ -29,6 +33,8 @@ from diffusion_utils import (  # noqa: E402
     Diffusion,
     denormalize,
     generate,
+    get_data,
+    mix,
     starting_noise,
 )
 
@@ -47,14 +53,25 @@ def save(image, path):
     path.write_bytes(smaller(file.getvalue()))
 
 
-def strip(folder, rows, seed, scale):
-    """Some moments of `rows` drawings, from noise to face."""
-    diffusion = Diffusion.from_pretrained(folder)
-    film = [denormalize(diffusion, starting_noise(diffusion, rows, seed))]
-    drawn = generate(diffusion, rows, seed=seed, on_step=lambda step, noisy, image: film.append(noisy))
-    film[-1] = drawn  # the last picture without its last noise
-    moments = [film[step] for step in (0, 8, 10, 11, 12, 13, 14, 15, 17, 20)]
-    return sheet(torch.stack(moments, dim=1), scale)
+def film_of(diffusion, n, seed):
+    """`n` drawings, from noise to face: (21, n, 3, S, S), the last without its last noise."""
+    frames = [denormalize(diffusion, starting_noise(diffusion, n, seed))]
+    drawn = generate(diffusion, n, seed=seed, on_step=lambda step, noisy, image: frames.append(noisy))
+    return torch.stack([*frames[:-1], drawn])
+
+
+def strip(film, scale):
+    """Some moments of a film side by side, one row for each drawing."""
+    return sheet(film[[0, 8, 10, 11, 12, 13, 14, 15, 17, 20]].transpose(0, 1), scale)
+
+
+def moving(film, scale, path):
+    """Write a film as a moving picture that begins anew after a pause."""
+    frames = [sheet(moment[None], scale) for moment in film]
+    durations = [500, *[150] * (len(frames) - 2), 3000]  # milliseconds
+    frames[0].save(
+        path, save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=70, method=3
+    )
 
 
 def sheet(grid, scale):
@@ -63,6 +80,109 @@ def sheet(grid, scale):
     pixels = (grid * 255).round().byte().permute(0, 3, 1, 4, 2).reshape(rows * size, columns * size, 3)
     image = Image.fromarray(pixels.numpy())
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+# The drawing of the whole idea ------------------------------------------------------------
+
+MIDDLE = np.array([8.2, 3.9])  # of the island, on a map of 16 × 8
+RADII = np.array([3.4, 2.75])
+SEA, LAND = np.array([0.78, 0.83, 0.89]), np.array([0.98, 0.92, 0.74])
+FACES = [(7.3, 5.5), (9.1, 5.75), (10.5, 4.9), (8.95, 4.2), (10.5, 3.25), (8.8, 2.55), (7.0, 2.4)]
+NOISES = [(1.3, 6.6), (14.6, 1.1), (4.6, 0.9)]
+DRAWING = [(0.9, 1.1), (2.55, 1.8), (4.15, 2.55), (5.65, 3.3), (7.15, 4.1)]  # from noise to a new face
+DROWNING = [(10.5, 4.9), (12.15, 5.25), (13.7, 5.85), (15.2, 6.75)]  # from a face to noise
+PURPLE, ORANGE = "#6a2fb5", "#b8480f"
+
+
+def shore(angle):
+    """How far the island reaches in each direction, 1 on average."""
+    return 1 + 0.08 * np.sin(2 * angle + 0.5) + 0.06 * np.sin(3 * angle)
+
+
+def beyond_shore(x, y):
+    """How far a place lies outside the island; negative inside."""
+    across, up = (x - MIDDLE[0]) / RADII[0], (y - MIDDLE[1]) / RADII[1]
+    return np.hypot(across, up) / shore(np.arctan2(up, across)) - 1
+
+
+def draw_map(axis):
+    """The sea, grainier with the distance from the island, and arrows that point to it."""
+    x, y = np.meshgrid(np.linspace(0, 16, 320), np.linspace(0, 8, 160))
+    distance = beyond_shore(x, y)[..., None]
+    share = 1 / (1 + np.exp(14 * distance))
+    grain = 0.11 * distance.clip(0, 1) * np.random.default_rng(0).normal(size=(*x.shape, 3))
+    pixels = (share * LAND + (1 - share) * SEA + grain).clip(0, 1)
+    axis.imshow(pixels, extent=(0, 16, 0, 8), origin="lower", interpolation="nearest", aspect="auto")
+    x, y = np.meshgrid(np.arange(0.5, 16, 0.8), np.arange(0.4, 8, 0.8))
+    places = np.stack((x, y), axis=-1)[beyond_shore(x, y) > 0.1]
+    ways = MIDDLE - places
+    ways /= np.linalg.norm(ways, axis=1, keepdims=True)
+    axis.quiver(*places.T, *ways.T, color="#33475c", alpha=0.5, scale=44, width=0.0016, pivot="mid")
+
+
+def stamp(axis, image, place, edge="white"):
+    """One image on the map."""
+    picture = OffsetImage(image.permute(1, 2, 0).numpy(), zoom=0.72, interpolation="nearest")
+    box = dict(edgecolor=edge, linewidth=1.2, boxstyle="square,pad=0.05")
+    axis.add_artist(AnnotationBbox(picture, place, bboxprops=box))
+
+
+def stamps(axis, images, places, color):
+    """Images on the map, with an arrow from each to the next."""
+    for start, end in zip(places, places[1:]):
+        style = dict(arrowstyle="-|>", color=color, linewidth=2, mutation_scale=14, shrinkA=24, shrinkB=24)
+        axis.annotate("", end, start, arrowprops=style)
+    for image, place in zip(images, places):
+        stamp(axis, image, place, color)
+
+
+def idea(diffusion, film):
+    """The drawing of the whole idea: faces as an island in the space of images, and the ways there and back."""
+    figure = plt.figure(figsize=(8, 4), dpi=200)
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set(xlim=(0, 16), ylim=(0, 8))
+    axis.axis("off")
+    draw_map(axis)
+    faces = torch.from_numpy(get_data(limit=8))[[1, 0, 2, 3, 5, 7, 6]]
+    noise = starting_noise(diffusion, 4, seed=0)
+    mean, variance = diffusion.norm.running_mean[:, None, None], diffusion.norm.running_var[:, None, None]
+    face = (faces[2] - mean) / variance.sqrt()
+    times = torch.tensor([0.35, 0.62, 1.0]).reshape(3, 1, 1, 1)
+    drowned = denormalize(diffusion, mix(face, noise[0], times))
+    stamps(axis, film[[0, 10, 14, 16, 20], 0], DRAWING, PURPLE)
+    stamps(axis, [faces[2], *drowned], DROWNING, ORANGE)
+    for image, place in zip([*faces, *denormalize(diffusion, noise[1:])], FACES + NOISES):
+        stamp(axis, image, place)
+    for place, text, color in [
+        ((8.2, 1.2), "the island: images that are faces", "black"),
+        ((3.5, 5.7), "nearly every image is noise", "black"),
+        ((3.0, 4.55), "reverse process: a network takes\naway a little noise, again and again", PURPLE),
+        ((12.0, 7.3), "forward process: we mix in noise", ORANGE),
+    ]:
+        box = dict(facecolor="white", edgecolor="none", alpha=0.85)
+        axis.text(*place, text, color=color, fontsize=8.5, ha="center", va="center", bbox=box)
+    return as_image(figure)
+
+
+def as_image(figure):
+    """What a figure shows, as a PIL image."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    plt.close(figure)
+    return Image.open(file).convert("RGB")
+
+
+def first_pictures():
+    """The drawing of the whole idea, and faces that come out of noise: one still picture and one that moves."""
+    diffusion = Diffusion.from_pretrained(LARGE_MODEL)
+    film = film_of(diffusion, 8, seed=10)
+    save(idea(diffusion, film), IMAGES / "the_idea.png")
+    still = strip(film[:, :3], scale=2)  # noise would take the palette from the faces
+    still.save(IMAGES / "noise_to_face.png", optimize=True)
+    moving(film[:, [0, 6, 1, 7]], 2, IMAGES / "noise_to_face.webp")
+
+
+# What the lessons show ----------------------------------------------------------------------
 
 
 def cover(lesson, tag="cover"):
@@ -110,9 +230,11 @@ def models():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["covers"]:
-        moments = strip(LARGE_MODEL, rows=3, seed=10, scale=2)  # noise would take the palette from the faces
-        moments.save(IMAGES / "noise_to_face.png", optimize=True)
+    parts = sys.argv[1:] or ["idea", "models", "covers"]
+    if "idea" in parts:
+        first_pictures()
+    if "models" in parts:
         models()
-    for name, image in covers().items():
-        save(image, IMAGES / name)
+    if "covers" in parts:
+        for name, image in covers().items():
+            save(image, IMAGES / name)
