@@ -63,14 +63,32 @@ export function shares(places) {
 
 // Words ------------------------------------------------------------------------------------------------------
 
-// At most `count` of `pixels`, [x, y] each with sides of `side`, spread as evenly as they go: none is taken that lies
-// too near to one that is taken already, and too near is less and less.
-export function spreadOver(pixels, count, side) {
-  const order = startingNoise(4, pixels.length);
-  const shuffled = pixels.map((pixel, i) => [order[i], pixel]).sort(([one], [other]) => one - other);
-  const tried = shuffled.slice(0, 6000).map(([, pixel]) => pixel);
+// The numbers of the pixels in the middle of what is inked: those which no neighbour surpasses in its way to the
+// nearest pixel without ink. Rows of `ink` have `width` pixels. What has no middle line worth the name is returned whole.
+export function middle(ink, width) {
+  const depth = Float32Array.from(ink, (inked) => (inked ? Infinity : 0));
+  const deepen = (i, ways) => {
+    for (const [way, length] of ways) depth[i] = Math.min(depth[i], (depth[i + way] ?? 0) + length);
+  };
+  const ahead = [[1, 1], [width - 1, Math.SQRT2], [width, 1], [width + 1, Math.SQRT2]]; // prettier-ignore
+  const behind = ahead.map(([way, length]) => [-way, length]);
+  for (let i = 0; i < ink.length; i++) deepen(i, behind);
+  for (let i = ink.length - 1; i >= 0; i--) deepen(i, ahead);
+  const inked = [...ink.keys()].filter((i) => ink[i]);
+  const highest = inked.filter((i) => [...ahead, ...behind].every(([way]) => depth[i] >= depth[i + way] - 0.3));
+  const usual = highest.map((i) => depth[i]).sort((one, other) => one - other)[highest.length >> 1];
+  const ridge = highest.filter((i) => depth[i] > 0.55 * usual); // without the forks at the ends of letters
+  return ridge.length > inked.length / 50 ? ridge : inked;
+}
+
+// At most `count` of `places`, [x, y] of pixels with sides of `side`, spread as evenly as they go: none is taken that
+// lies too near to one that is taken already, and too near is less and less.
+export function spreadOver(places, count, side) {
+  const order = startingNoise(4, places.length);
+  const shuffled = places.map((place, i) => [order[i], place]).sort(([one], [other]) => one - other);
+  const tried = shuffled.slice(0, 6000).map(([, place]) => place);
   const taken = [];
-  for (let gap = side * Math.sqrt(pixels.length / count); taken.length < count && gap > side / 2; gap *= 0.9) {
+  for (let gap = 0.3; taken.length < count && gap > side / 2; gap *= 0.93) {
     for (const [x, y] of tried) {
       const free = taken.every(([u, v]) => (x - u) ** 2 + (y - v) ** 2 > gap ** 2);
       if (free && taken.length < count) taken.push([x, y]);

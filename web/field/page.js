@@ -1,7 +1,7 @@
 // What the page of points does: the plane and what is seen in it, the flow as it plays, the pen, settings and the link.
 
 import { startingNoise, timesAlong } from "../diffusion.js";
-import { HIGH, POINTS, WIDE, decoded, encoded, middles, pointsAlong, shapes, shares } from "./drawings.js";
+import { HIGH, POINTS, WIDE, decoded, encoded, middle, middles, pointsAlong, shapes, shares } from "./drawings.js";
 import { simplified, spreadOver } from "./drawings.js";
 import { LAST, ddim, ddpm, guessOnTheLine, noiseShare, onTheLine, perfectPredict, sample } from "./field.js";
 import { weightsBehind } from "./field.js";
@@ -9,7 +9,8 @@ import { weightsBehind } from "./field.js";
 const at = (id) => document.getElementById(id);
 const PARTICLES = 1000;
 const COLOURS = 16; // of the dots, from left to right in the noise
-const SEEN = 3.5; // how far the plane is seen to the left and to the right, at least
+const SEEN = 3.1; // how far the plane is seen to the left and to the right, at least
+const LETTERS_WIDE = 3.6; // how far a word reaches
 const WHILE_DRAWING = 0.62; // the moment whose arrows are shown under the pen
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -28,6 +29,7 @@ let pen = null; // where the pen of the keyboard is
 let waiting = 0; // the timer between the last stroke and the flow
 let view = { width: 1, height: 1, scale: 1, spacing: 1, grid: new Float32Array(0) };
 let colours = {};
+let notice = ""; // what the page has to say for a moment, in place of its line on the flow
 
 const whole = (id) => Number(at(id).value);
 const chosen = (name) => document.querySelector(`input[name=${name}]:checked`).value;
@@ -39,24 +41,23 @@ const say = (sentence) => {
 
 // The drawing --------------------------------------------------------------------------------------------------
 
-// The points of a word: its letters as large as they fit, and pixels of theirs.
+// The points of a word: along the middle of its letters, which are as large as they fit.
 function wordPoints(word) {
-  const [perUnit, canvas] = [60, document.createElement("canvas")];
-  [canvas.width, canvas.height] = [2 * SEEN * perUnit, 2 * HIGH * perUnit];
+  const perUnit = 60;
+  const [width, height] = [2 * LETTERS_WIDE * perUnit, 2 * HIGH * perUnit];
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [width, height];
   const letters = canvas.getContext("2d", { willReadFrequently: true });
-  const font = (size) => `600 ${size}px "Trebuchet MS", "DejaVu Sans", Arial, Helvetica, sans-serif`;
+  const font = (size) => `${size}px Verdana, "DejaVu Sans", Arial, Helvetica, sans-serif`;
   letters.font = font(100);
-  const { width } = letters.measureText(word);
-  letters.font = font(Math.min(260, (100 * (canvas.width - 24)) / Math.max(1, width)));
+  const wide = letters.measureText(word).width;
+  letters.font = font(Math.min(200, (100 * (width - 16)) / Math.max(1, wide)));
   [letters.textAlign, letters.textBaseline] = ["center", "middle"];
-  letters.fillText(word, canvas.width / 2, canvas.height / 2);
-  const { data } = letters.getImageData(0, 0, canvas.width, canvas.height);
-  const pixels = [];
-  for (let i = 0; i < canvas.width * canvas.height; i++) {
-    const [x, y] = [i % canvas.width, Math.floor(i / canvas.width)];
-    if (data[4 * i + 3] > 127) pixels.push([x / perUnit - SEEN, HIGH - y / perUnit]);
-  }
-  return Float32Array.from(spreadOver(pixels, POINTS, 1 / perUnit).flat());
+  letters.fillText(word, width / 2, height / 2);
+  const { data } = letters.getImageData(0, 0, width, height);
+  const ink = Array.from({ length: width * height }, (_, i) => data[4 * i + 3] > 127);
+  const places = middle(ink, width).map((i) => [(i % width) / perUnit - LETTERS_WIDE, HIGH - Math.floor(i / width) / perUnit]);
+  return Float32Array.from(spreadOver(places, POINTS, 1 / perUnit).flat());
 }
 
 function setPoints(next) {
@@ -66,6 +67,8 @@ function setPoints(next) {
 }
 
 function takeDrawing() {
+  clearTimeout(waiting);
+  waiting = 0;
   const drawing = chosen("drawing");
   at("word-field").hidden = drawing !== "word";
   at("clear").hidden = drawing !== "own";
@@ -91,8 +94,9 @@ function compute(steps) {
   while (film.rest && film.images.length < steps) {
     const [noisy, image] = film.rest.next().value;
     film.noisy.push(noisy);
-    film.places.push(onTheLine(noisy, film.times[film.noisy.length - 1]));
     film.images.push(image);
+    const drawn = film.images.length === film.times.length - 1; // what is drawn is the last guess (lesson 05)
+    film.places.push(drawn ? image : onTheLine(noisy, film.times[film.images.length]));
   }
 }
 
@@ -166,14 +170,14 @@ function showPoints(alpha, radius) {
 function showArrows(time) {
   const { grid, spacing } = view;
   const image = guessOnTheLine(predict, grid, time);
-  context.strokeStyle = colours.arrow(0.5);
+  context.strokeStyle = colours.arrow(0.42);
   context.lineWidth = 1.1;
   context.lineCap = "round";
   context.beginPath();
   for (let i = 0; i < grid.length; i += 2) {
     const [x, y] = [image[i] - grid[i], grid[i + 1] - image[i + 1]]; // of the screen, where y points down
     const distance = Math.hypot(x, y) || 1;
-    const length = 0.74 * spacing * (1 - Math.exp(-1.6 * distance));
+    const length = 0.7 * spacing * (1 - Math.exp(-3 * distance));
     const [right, below] = [(length * x) / distance, (length * y) / distance];
     const [tipX, tipY] = [across(grid[i]) + right / 2, down(grid[i + 1]) + below / 2];
     context.moveTo(tipX - right, tipY - below);
@@ -194,9 +198,9 @@ function showDots() {
     const group = Math.floor(COLOURS * (0.5 + film.places[0][i] / 4));
     groups[Math.min(COLOURS - 1, Math.max(0, group))].push(i);
   }
-  context.globalAlpha = followed < 0 ? 0.85 : 0.62;
+  context.globalAlpha = followed < 0 ? 0.95 : 0.8;
   context.lineCap = "round";
-  context.lineWidth = Math.max(2.6, 0.042 * view.scale);
+  context.lineWidth = Math.max(2.6, 0.046 * view.scale);
   for (const [number, group] of groups.entries()) {
     context.strokeStyle = colours.dots[number];
     context.beginPath();
@@ -216,19 +220,18 @@ function showFollowed(places) {
   const [n, noisy, image] = [2 * followed, film.noisy[number], film.images[number]];
   const weights = weightsBehind(points, noisy[n], noisy[n + 1], film.times[number]);
   const [x, y, u, v] = [places[n], places[n + 1], image[n], image[n + 1]];
-  const largest = Math.max(...weights);
   context.lineWidth = 1;
   for (const [i, weight] of weights.entries()) {
-    if (weight < 0.03 * largest) continue;
-    const strength = Math.min(1, weight / largest);
-    context.strokeStyle = colours.lit(Math.min(0.6, 0.1 * strength + 3 * weight));
+    if (weight < 0.001) continue;
+    const light = Math.sqrt(weight); // so that many weak ones are seen beside few strong ones
+    context.strokeStyle = colours.lit(Math.min(0.7, 0.04 + light));
     context.beginPath();
     context.moveTo(across(x), down(y));
     context.lineTo(across(points[2 * i]), down(points[2 * i + 1]));
     context.stroke();
-    context.fillStyle = colours.lit(0.25 + 0.75 * strength);
+    context.fillStyle = colours.lit(Math.min(1, 0.2 + 4 * light));
     context.beginPath();
-    disc(points[2 * i], points[2 * i + 1], 1.8 + 2.2 * strength + 5 * Math.sqrt(weight));
+    disc(points[2 * i], points[2 * i + 1], 1.6 + 8 * light);
     context.fill();
   }
   context.strokeStyle = colours.mark(0.9);
@@ -237,6 +240,7 @@ function showFollowed(places) {
   context.beginPath();
   for (const earlier of film.places.slice(0, number + 1)) context.lineTo(across(earlier[n]), down(earlier[n + 1]));
   context.lineTo(across(x), down(y));
+  disc(film.places[0][n], film.places[0][n + 1], 3);
   context.stroke();
   showGoal([x, y], [u, v], weights);
 }
@@ -332,14 +336,14 @@ function show() {
 
 function showMoment() {
   const steps = whole("steps");
-  const noise = Math.round(100 * noiseShare(timeAt(moment)));
+  const noise = moment === 1 ? 0 : Math.round(100 * noiseShare(timeAt(moment)));
   const step = Math.min(steps, Math.floor(moment * steps + 1e-9));
   const text = `${noise} % noise, step ${step} of ${steps}`;
   at("moment").value = 200 * moment;
   at("moment").ariaValueText = text;
   at("moment-text").textContent = text;
   at("play").textContent = playing ? "Pause" : moment === 1 ? "Play again" : "Play";
-  say(sentence());
+  say(notice || sentence());
 }
 
 // What there is to say of the state, in one line.
@@ -352,8 +356,9 @@ function sentence() {
     if (steps < 6) return "Few steps: the dots went too far on old guesses. Give them more.";
     if (chosen("drawing") === "clouds") return "Each cloud has got its share: 10, 15, 20, 25 and 30 %, up to chance.";
     if (chosen("sampler") === "ddpm") return "With dice the paths are others. The drawing is the same.";
-    return "The noise has become the drawing. Click a dot to see its way.";
+    return "The noise has become the drawing. Now draw one yourself, or click a dot to see its way.";
   }
+  if (steps < 6) return "Every dot goes on to its last guess, until it asks again.";
   if (noise > 0.62) return "Much noise: almost any point may lie behind a dot, so all head for the middle.";
   if (noise > 0.27) return "Less noise: fewer points may lie behind a dot. It turns to the mean of those.";
   return "Little noise: hardly a choice is left, and every dot goes to its own place.";
@@ -463,10 +468,12 @@ function pointerMove(event) {
     if (chosen("drawing") !== "own") beginOwn();
     plane.setPointerCapture(event.pointerId);
     clearTimeout(waiting);
-    [playing, stroke] = [false, [touched.place]];
+    playing = false;
+    stroke = [touched.place];
   }
   for (const part of event.getCoalescedEvents?.() ?? [event]) stroke.push(placeOf(part));
   stroke.push(placeOf(event));
+  setPoints(pointsAlong([...strokes, stroke])); // the arrows follow the pen
   refresh();
 }
 
@@ -543,11 +550,15 @@ async function copyLink() {
   writeLink();
   try {
     await navigator.clipboard.writeText(location.href);
-    at("link").textContent = "Copied";
-    setTimeout(() => (at("link").textContent = "Copy link"), 1500);
+    notice = "The link is copied: whoever opens it sees this drawing and this flow.";
   } catch {
-    prompt("This browser does not let a page copy. The link is:", location.href);
+    notice = "This browser does not let a page copy. The link is in its address bar.";
   }
+  refresh();
+  setTimeout(() => {
+    notice = "";
+    refresh();
+  }, 4000);
 }
 
 function togglePlay() {
@@ -555,7 +566,7 @@ function togglePlay() {
   else play(moment === 1 ? 0 : moment);
 }
 
-// A new film of the same drawing; what has flowed already flows again at once.
+// The same drawing with other settings, at the same moment.
 function newFilm() {
   showSettings();
   setFilm();
