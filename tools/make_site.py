@@ -89,11 +89,13 @@ def collapsed(cell):
 
 def plain(notebook):
     """The notebook without what would come from elsewhere: stills instead of widgets, words instead of a badge."""
+    address = f"https://{settings()['repository'].replace('/', '.github.io/')}/field/"
     states = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
     hidden = [cell.metadata.get("jupyter", {}).get("source_hidden", False) for cell in notebook.cells]
     notebook.cells = [collapsed(cell) if fold else cell for cell, fold in zip(notebook.cells, hidden)]
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
+            cell.source = cell.source.replace(address, "../../field/index.html")
             cell.source = re.sub(r"\[!\[Open in Colab\][^)]*\)\]\(([^)]*)\)", BUTTONS, cell.source)
             cell.source = re.sub(
                 "^#+ .*", lambda heading: heading[0].replace("`", ""), cell.source, flags=re.M
@@ -146,7 +148,8 @@ def documents(folder):
 
 def navigation():
     """The lessons in their parts, as the generator takes it."""
-    nav = [{"Draw a face": "../index.html"}, {"The course": "index.md"}]
+    nav = [{"Draw a face": "../index.html"}, {"Noise that flows": "../field/index.html"}]
+    nav.append({"The course": "index.md"})
     ends = [*PARTS.values(), 100][1:]
     for (part, first), end in zip(PARTS.items(), ends):
         lessons = [path.name for path in LESSONS if first <= int(path.stem[:2]) < end]
@@ -156,6 +159,7 @@ def navigation():
 
 def course(site):
     """README and lessons as pages with contents, search and ways from one to the next."""
+    shutil.copytree(WEB / "field", site / "field", dirs_exist_ok=True)  # lesson 06 leads to it
     logging.getLogger("mkdocs").setLevel(logging.ERROR)  # links out of the pages: `linked` sees to them
     with tempfile.TemporaryDirectory() as folder:
         documents(Path(folder))
