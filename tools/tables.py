@@ -1,8 +1,8 @@
-"""Fill the parts of README.md that say what stands elsewhere already.
+"""Fill the parts of README.md and benchmarks/README.md that say what stands elsewhere already.
 
     python tools/tables.py
 
-Such a part lies between two marks, <!-- lessons --> and <!-- /lessons -->. There are two:
+Such a part lies between two marks, <!-- lessons --> and <!-- /lessons -->. There are two, one in each file:
 
     lessons     a table of the lessons, from their first cells and the time that `make lessons` took
     measured    a table of the benchmarks, from their docstrings and benchmarks/results.md
@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from diffusion_course.quality import results  # noqa: E402
 
 README = ROOT / "README.md"
+BENCHMARKS = ROOT / "benchmarks" / "README.md"
 
 
 def table(columns, rows):
@@ -82,17 +83,16 @@ def measured():
 
 # All together ---------------------------------------------------------------------------
 
-PARTS = {"lessons": lessons, "measured": measured}
+PARTS = {"lessons": (README, lessons), "measured": (BENCHMARKS, measured)}
 
 
-def filled(text):
-    """A text with its parts filled anew."""
-    for name, make in PARTS.items():
-        mark, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, rest = text.split(mark)
-        text = f"{before}{mark}\n{make()}\n{end}{rest.split(end)[1]}"
-    return text
+def filled(text, name):
+    """A text with its part `name` filled anew."""
+    before, rest = text.split(f"<!-- {name} -->")
+    after = rest.split(f"<!-- /{name} -->")[1]
+    return f"{before}<!-- {name} -->\n{PARTS[name][1]()}\n<!-- /{name} -->{after}"
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, (path, _) in PARTS.items():
+        path.write_text(filled(path.read_text(encoding="utf-8"), name), encoding="utf-8")
