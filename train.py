@@ -23,6 +23,7 @@ from matplotlib import pyplot as plt
 from diffusion_course.images import LazyImages, any_images
 from diffusion_course.long_runs import carry_on, compiles
 from diffusion_course.objectives import prediction_loss
+from diffusion_course.optimizers import muon
 from diffusion_course.samplers import PURE_NOISE, karras_times
 from diffusion_utils import (
     TOY_FACES,
@@ -30,6 +31,7 @@ from diffusion_utils import (
     DiffusionConfig,
     Recipe,
     Training,
+    adamw,
     generate,
     get_data,
     get_loader,
@@ -50,6 +52,7 @@ add("--widths", type=int, nargs="+", default=[32, 64, 96, 128], help="channels o
 add("--block-depth", type=int, default=2, help="blocks of each level (default: 2)")
 add("--predicts", default="noise", help="noise (with the L1 loss), image, v or flow (with the squared one)")
 add("--late", type=float, default=1.0, help="not with noise: above 1, much noise comes more often")
+add("--muon", action="store_true", help="Muon of lesson 11 instead of AdamW")
 add("--start-from", help="a trained model, folder or name on the hub; its config goes before these options")
 add("--batch-size", type=int, default=64)
 add("--checkpoint-every", type=int, default=1000, help="steps (default: 1000)")
@@ -80,9 +83,7 @@ def build(options):
         torch.nn.init.zeros_(diffusion.unet.out.bias)
     if diffusion.config.predicts == "noise":
         return diffusion, l1_loss
-    diffusion.config.times = karras_times(
-        20, math.inf, PURE_NOISE
-    )  # it learns from there, and draws from there
+    diffusion.config.times = karras_times(20, math.inf, PURE_NOISE)  # it learns and draws from there
     return diffusion, partial(prediction_loss, late=options.late, largest_sigma=PURE_NOISE)
 
 
@@ -120,7 +121,8 @@ def main():
         data = get_data(options.data, split=options.split, limit=options.limit, size=size, seed=options.seed)
     recipe = {field.name: getattr(options, field.name) for field in fields(Recipe)}
     loader = get_loader(data, options.batch_size)
-    training = Training(diffusion, loader, loss=loss, accelerator=accelerator, **recipe)
+    optimizer = muon if options.muon else adamw
+    training = Training(diffusion, loader, loss=loss, optimizer=optimizer, accelerator=accelerator, **recipe)
     if accelerator.is_main_process:
         (output / "start_from.txt").write_text(start, encoding="utf-8")
     for _ in carry_on(training, output / "checkpoints", options.checkpoint_every):

@@ -609,7 +609,7 @@ def refused(monkeypatch, capsys, *arguments):
 @pytest.mark.parametrize("predicts", ["noise", "v"])
 def test_train_py(monkeypatch, tmp_path, predicts):
     """With images that are decoded when they are needed; a network that learned from pure noise draws from there."""
-    options = ["--predicts", predicts, *(["--late", "2", "--lazy"] if predicts == "v" else [])]
+    options = ["--predicts", predicts, *(["--late", "2", "--lazy", "--muon"] if predicts == "v" else [])]
     faces = tmp_path / "faces"
     faces.mkdir()
     good(faces, 40)
@@ -618,6 +618,7 @@ def test_train_py(monkeypatch, tmp_path, predicts):
     assert diffusion.config.predicts == predicts and (diffusion.config.times[0] > 1) == (predicts == "v")
     assert generate(diffusion, n=1).shape == (1, 3, 16, 16)
     settings = state_of(tmp_path / "new")["settings"]
+    assert settings["optimizer"] == ("AdamW" if predicts == "noise" else "Muon")
     assert settings["loss"].startswith("l1_loss" if predicts == "noise" else "prediction_loss {'late': 2.0")
 
 
