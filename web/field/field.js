@@ -1,4 +1,4 @@
-// What lesson 06 knows exactly about points in the plane, named as there. Points are a Float32Array: x and y of the
+// What lesson 06 knows exactly about points in the plane, named as there. Points are one array of numbers: x and y of the
 // first, x and y of the second, and so on. Times run from 1, noise, to LAST.
 
 import { mix, schedule, startingNoise } from "../diffusion.js";
@@ -42,7 +42,7 @@ export function perfectPredict(points) {
       pullY[i] = pull * points[2 * i + 1];
       offset[i] = (signalRate * (pullX[i] * points[2 * i] + pullY[i] * points[2 * i + 1])) / 2;
     }
-    const image = new Float32Array(noisy.length);
+    const image = new Float64Array(noisy.length);
     for (let n = 0; n < noisy.length; n += 2) {
       let largest = -Infinity;
       for (let i = 0; i < count; i++) {
