@@ -2,10 +2,13 @@
 
     python benchmarks/page.py          two minutes; needs Chromium, playwright and what `make site` fetches
 
-A static server on this machine, so no time of a network is in it. WebAssembly has one thread.
+A static server on this machine, so no time of a network is in it. WebAssembly has one thread. Then the page of points:
+what one of its frames takes, and how many a second are shown as a thousand dots flow into 300 points. The processor
+draws here, as no graphics card helps a headless Chromium.
 """
 
 import re
+import statistics
 import sys
 import tempfile
 import threading
@@ -25,6 +28,7 @@ from helpers import BROWSER, BROWSER_OPTIONS  # noqa: E402
 from diffusion_utils import LARGE_MODEL, TOY_MODEL  # noqa: E402
 
 REPEATS = 5
+FLOWS = {"ddim": "ODE", "ddpm": "SDE"}
 STATUS = "document.getElementById('status').textContent"
 
 
@@ -61,6 +65,47 @@ def row(browser, address, model):
     return [f"`{model.name}`", spread(first, 1), spread(drawn), f"{megabytes:.1f}"]
 
 
+# Each of 400 moments of a flow in 50 steps, on a canvas that has to be ready: computed, and drawn to the last pixel.
+FRAMES = """() => {
+    const context = document.getElementById("plane").getContext("2d");
+    return Array.from({ length: 400 }, (_, i) => {
+        const start = performance.now();
+        showFlow((i + 1) / 400);
+        context.getImageData(0, 0, 1, 1);
+        return performance.now() - start;
+    });
+}"""
+
+# The milliseconds from frame to frame while the page plays.
+PLAYED = """() => new Promise((done) => {
+    const times = [];
+    const look = (now) => {
+        times.push(now);
+        if (times.length > 1 && document.getElementById("play").textContent === "Play again") {
+            done(times.slice(1).map((time, i) => time - times[i]));
+        } else requestAnimationFrame(look);
+    };
+    document.getElementById("restart").click();
+    requestAnimationFrame(look);
+})"""
+
+
+def flow(browser, address, sampler):
+    """The row of a way back, ODE or SDE: frames computed and drawn, and frames as they are shown."""
+    medians, slow, shown, late = [], [], [], []
+    for seed in range(REPEATS):
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto(f"{address}field/index.html#drawing=smiley&sampler={sampler}&steps=50&seed={seed}")
+        page.wait_for_function("'showFlow' in window")
+        played, frames = page.evaluate(PLAYED), page.evaluate(FRAMES)
+        medians.append(statistics.median(frames))
+        slow.append(statistics.quantiles(frames, n=20)[-1])
+        shown.append(1000 * len(played) / sum(played))
+        late.append(statistics.quantiles(played, n=20)[-1])
+        page.close()
+    return [FLOWS[sampler], spread(medians, 1), spread(slow, 1), spread(shown, 0), spread(late, 1)]
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as engine:
         make_site.live_page(Path(folder) / "course", [TOY_MODEL, LARGE_MODEL])
@@ -69,9 +114,21 @@ if __name__ == "__main__":
         browser = engine.chromium.launch(executable_path=BROWSER, args=BROWSER_OPTIONS)
         address = f"http://127.0.0.1:{server.server_port}/course/"
         rows = [row(browser, address, model) for model in (TOY_MODEL, LARGE_MODEL)]
+        flows = [flow(browser, address, sampler) for sampler in FLOWS]
         browser.close()
         server.shutdown()
     faces = " and ".join(f"{middle(seconds)} s with {name}" for name, _, seconds, _ in rows)
     summary = f"20 steps: {faces}; the first face after {middle(rows[0][1])} s and {rows[0][3]} MB."
     columns = ["model", "first face, s", "20 steps, s", "download, MB"]
     publish("The page", columns, rows, summary=summary)
+    ode, sde = (
+        f"{middle(median)} ms, and {middle(slow)} ms in one frame of twenty" for _, median, slow, *_ in flows
+    )
+    columns = [
+        "flow",
+        "a frame, ms",
+        "95th percentile",
+        "frames a second, shown",
+        "from one to the next, 95th percentile",
+    ]
+    publish("The page of points", columns, flows, summary=f"A frame takes {ode} (ODE); {sde} (SDE).")

@@ -170,9 +170,8 @@ function showPoints(alpha, radius) {
 function showArrows(time) {
   const { grid, spacing } = view;
   const image = guessOnTheLine(predict, grid, time);
-  context.strokeStyle = colours.arrow(0.42);
-  context.lineWidth = 1.1;
-  context.lineCap = "round";
+  context.strokeStyle = colours.arrow(Math.min(0.9, 0.55 * view.sharp));
+  context.lineWidth = 1 / view.sharp; // a line of one pixel is drawn several times as fast as a wider one
   context.beginPath();
   for (let i = 0; i < grid.length; i += 2) {
     const [x, y] = [image[i] - grid[i], grid[i + 1] - image[i + 1]]; // of the screen, where y points down
@@ -573,8 +572,8 @@ function newFilm() {
   refresh();
 }
 
-// The dot that is followed at first: one that begins to the upper left, so that its way is long.
-const firstFollowed = () => nearestDot([-1.2, 1.1]);
+// The dot that is followed at first: one that begins near the middle, so that its way is long.
+const firstFollowed = () => nearestDot([-0.75, -0.3]);
 
 // For the tests, the benchmark, and the curious at the console: show `share` of the flow, from 0 to 1, now.
 window.showFlow = (share) => {
