@@ -28,6 +28,8 @@ MODULES = """async () => {
 SETTINGS = """() => [document.querySelector('[name=drawing]:checked').value, document.getElementById('word').value,
     document.querySelector('[name=sampler]:checked').value, document.getElementById('steps').value,
     document.getElementById('seed').value]"""
+CUT_OFF = """all => all.filter((it) => it.getBoundingClientRect().right > innerWidth - 8
+    || it.scrollWidth > it.clientWidth + 2).map((it) => it.id || it.textContent || it.value)"""
 MOMENT = "Number(document.getElementById('moment').value)"
 PICTURE = "document.getElementById('plane').toDataURL()"
 
@@ -492,6 +494,7 @@ def test_for_everybody(visit):
         for choice in ("word", "own", "clouds"):
             page.check(f"[value={choice}]")
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.eval_on_selector_all("main input, main button, main canvas, main span", CUT_OFF) == []
         if width == 390:
             page.evaluate("scrollTo(0, 0)")
             for name in ("plane", "status", "play", "moment"):

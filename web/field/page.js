@@ -348,18 +348,19 @@ function showMoment() {
 // What there is to say of the state, in one line.
 function sentence() {
   const [steps, noise] = [whole("steps"), noiseShare(timeAt(moment))];
-  if (isDrawing()) return "Draw with mouse, pen or finger. When you stop, noise flows in.";
+  if (isDrawing()) return "Draw with mouse, pen or finger. When you stop, the noise flows in.";
   if (moment === 0) return playing ? "Nothing but noise." : "Nothing but noise. Play, and it flows into the drawing.";
   if (moment === 1) {
     if (steps === 1) return "One step: all went straight to their first guess, the mean of everything. A blot.";
     if (steps < 6) return "Few steps: the dots went too far on old guesses. Give them more.";
     if (chosen("drawing") === "clouds") return "Each cloud has got its share: 10, 15, 20, 25 and 30 %, up to chance.";
     if (chosen("sampler") === "ddpm") return "With dice the paths are others. The drawing is the same.";
-    return "The noise has become the drawing. Now draw one yourself, or click a dot to see its way.";
+    if (chosen("drawing") === "own") return "The noise has become your drawing. Pick a dot to see its way.";
+    return "The noise has become the drawing. Draw your own, or pick a dot.";
   }
   if (steps < 6) return "Every dot goes on to its last guess, until it asks again.";
-  if (noise > 0.62) return "Much noise: almost any point may lie behind a dot, so all head for the middle.";
-  if (noise > 0.27) return "Less noise: fewer points may lie behind a dot. It turns to the mean of those.";
+  if (noise > 0.62) return "Much noise: a dot may have been almost any point, so all head for the middle.";
+  if (noise > 0.27) return "Less noise: fewer points come into question. Each dot turns to the mean of those.";
   return "Little noise: hardly a choice is left, and every dot goes to its own place.";
 }
 
@@ -512,7 +513,7 @@ function keyDown(event) {
 function showSettings() {
   for (const id of ["steps", "seed"]) at(`${id}-text`).textContent = at(id).value;
   const dice = chosen("sampler") === "ddpm";
-  at("sampler-help").textContent = dice ? "DDPM: fresh noise in every step." : "DDIM: no dice, so the paths are smooth.";
+  at("sampler-help").textContent = dice ? "DDPM: fresh noise in every step." : "DDIM: same noise, same paths.";
 }
 
 function writeLink() {
