@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from diffusion_course.checkpoints import load_checkpoint, save_checkpoint
-from diffusion_course.optimizers import Muon, muon, orthogonalize
-from diffusion_utils import Diffusion, DiffusionConfig, Recipe, Training, get_data, get_loader
+from diffusion_course.optimizers import Muon, even_l1_loss, even_times, muon, orthogonalize
+from diffusion_utils import Diffusion, DiffusionConfig, Recipe, Training, get_data, get_loader, l1_loss
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +17,29 @@ def data():
 def small():
     torch.manual_seed(0)
     return Diffusion(DiffusionConfig(image_size=16, widths=(8, 16), block_depth=1))
+
+
+def test_even_times():
+    """One in each part of [0, 1), at the same place in all, in random order; each time is as likely as any other."""
+    torch.manual_seed(0)
+    times = even_times(32).flatten()
+    gaps = times.sort().values.diff()
+    torch.testing.assert_close(gaps, torch.full((31,), 1 / 32))
+    assert times.tolist() != sorted(times.tolist()) and 0 <= times.min() and times.max() < 1
+    first = torch.stack([even_times(4).flatten()[0] for _ in range(2000)])
+    assert abs(first.mean() - 0.5) < 0.03 and abs(first.var() - 1 / 12) < 0.01
+
+
+def test_even_times_make_the_loss_jump_less_around_the_same_mean(data):
+    diffusion, batch = small(), torch.from_numpy(data[:32])
+    torch.manual_seed(1)
+    with torch.no_grad():
+        plain, even = (
+            [loss(diffusion, batch).item() for _ in range(150)] for loss in (l1_loss, even_l1_loss)
+        )
+    plain, even = torch.tensor(plain), torch.tensor(even)
+    assert abs(plain.mean() - even.mean()) < 4 * plain.std() / 150**0.5
+    assert even.std() < plain.std()
 
 
 def two_weights(*shape):
