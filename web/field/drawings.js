@@ -64,13 +64,13 @@ export function shares(places) {
 // Words ------------------------------------------------------------------------------------------------------
 
 // The numbers of the pixels in the middle of what is inked: those which no neighbour surpasses in its way to the
-// nearest pixel without ink. Rows of `ink` have `width` pixels. What has no middle line worth the name is returned whole.
+// nearest pixel without ink. Rows of `ink` have `width` pixels. What has hardly a middle line is returned whole.
 export function middle(ink, width) {
   const depth = Float32Array.from(ink, (inked) => (inked ? Infinity : 0));
   const deepen = (i, ways) => {
     for (const [way, length] of ways) depth[i] = Math.min(depth[i], (depth[i + way] ?? 0) + length);
   };
-  const ahead = [[1, 1], [width - 1, Math.SQRT2], [width, 1], [width + 1, Math.SQRT2]]; // prettier-ignore
+  const ahead = [[1, 1], [width - 1, Math.SQRT2], [width, 1], [width + 1, Math.SQRT2]]; // to neighbours, and how far
   const behind = ahead.map(([way, length]) => [-way, length]);
   for (let i = 0; i < ink.length; i++) deepen(i, behind);
   for (let i = ink.length - 1; i >= 0; i--) deepen(i, ahead);

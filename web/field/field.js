@@ -1,5 +1,5 @@
-// What lesson 06 knows exactly about points in the plane, named as there. Points are one array of numbers: x and y of the
-// first, x and y of the second, and so on. Times run from 1, noise, to LAST.
+// What lesson 06 knows exactly about points in the plane, named as there. Points are one array of numbers: x and y of
+// the first, x and y of the second, and so on. Times run from 1, noise, to LAST.
 
 import { mix, schedule, startingNoise } from "../diffusion.js";
 
@@ -33,7 +33,9 @@ function fading(x) {
 // factors that all points share: of (x - signalRate · point)² only what depends on the point is computed.
 export function perfectPredict(points) {
   const count = points.length / 2;
-  const [pullX, pullY, offset, logs] = Array.from({ length: 4 }, () => new Float64Array(count));
+  const [pullX, pullY] = [new Float64Array(count), new Float64Array(count)];
+  const offset = new Float64Array(count);
+  const logs = new Float64Array(count);
   return function predict(noisy, time) {
     const [noiseRate, signalRate] = schedule(time);
     const pull = signalRate / noiseRate ** 2;
@@ -50,7 +52,9 @@ export function perfectPredict(points) {
         logs[i] = log;
         if (log > largest) largest = log;
       }
-      let [total, x, y] = [0, 0, 0];
+      let total = 0;
+      let x = 0;
+      let y = 0;
       for (let i = 0; i < count; i++) {
         const below = largest - logs[i];
         if (below < NOTHING) {
@@ -85,7 +89,7 @@ export function ddim(predict, noisy, time, nextTime) {
   return [mix(image, noise, nextTime), image];
 }
 
-// A step with dice, along the reverse SDE: a part of the noise is replaced by fresh noise. The same seed, the same dice.
+// A step with dice, along the reverse SDE: a part of the noise is replaced by fresh noise. One seed, the same dice.
 export function ddpm(seed) {
   let count = 0;
   return function step(predict, noisy, time, nextTime) {

@@ -56,7 +56,9 @@ function wordPoints(word) {
   letters.fillText(word, width / 2, height / 2);
   const { data } = letters.getImageData(0, 0, width, height);
   const ink = Array.from({ length: width * height }, (_, i) => data[4 * i + 3] > 127);
-  const places = middle(ink, width).map((i) => [(i % width) / perUnit - LETTERS_WIDE, HIGH - Math.floor(i / width) / perUnit]);
+  const places = middle(ink, width).map((i) => {
+    return [(i % width) / perUnit - LETTERS_WIDE, HIGH - Math.floor(i / width) / perUnit];
+  });
   return Float32Array.from(spreadOver(places, POINTS, 1 / perUnit).flat());
 }
 
@@ -66,6 +68,7 @@ function setPoints(next) {
   setFilm();
 }
 
+// What the choice of a drawing brings with it.
 function takeDrawing() {
   clearTimeout(waiting);
   waiting = 0;
@@ -74,8 +77,10 @@ function takeDrawing() {
   at("clear").hidden = drawing !== "own";
   plane.classList.toggle("drawing", drawing === "own");
   if (drawing === "own") setPoints(pointsAlong(strokes));
-  else if (drawing === "word") setPoints(wordPoints(at("word").value.trim() || "Noise"));
-  else setPoints(shapes[drawing]());
+  else if (drawing === "word") {
+    const letters = wordPoints(at("word").value);
+    setPoints(letters.length ? letters : wordPoints("?")); // spaces and the like leave no ink
+  } else setPoints(shapes[drawing]());
 }
 
 // The flow -----------------------------------------------------------------------------------------------------
@@ -146,12 +151,14 @@ function takeColours() {
   const numbers = (name) => style.getPropertyValue(name).trim().split(" ").map(Number);
   const between = [numbers("--dot-from"), numbers("--dot-between"), numbers("--dot-to")];
   const dots = Array.from({ length: COLOURS }, (_, i) => {
-    const share = (2 * i) / (COLOURS - 1);
-    const [one, other] = share < 1 ? between : between.slice(1);
-    return `rgb(${one.map((value, c) => Math.round(value + (share % 1 || +(share === 2)) * (other[c] - value))).join(" ")})`;
+    const way = (2 * i) / (COLOURS - 1); // from 0, the first of the three, to 2, the last
+    const first = Math.min(1, Math.floor(way));
+    const [one, other] = between.slice(first, first + 2);
+    return `rgb(${one.map((value, c) => Math.round(value + (way - first) * (other[c] - value))).join(" ")})`;
   });
   const ink = (name) => (alpha) => `rgb(${numbers(name).join(" ")} / ${alpha})`;
-  colours = { dots, arrow: ink("--arrow"), point: ink("--point"), lit: ink("--lit"), mark: ink("--mark"), paper: style.getPropertyValue("--code") };
+  const paper = style.getPropertyValue("--code");
+  colours = { dots, paper, arrow: ink("--arrow"), point: ink("--point"), lit: ink("--lit"), mark: ink("--mark") };
 }
 
 function disc(x, y, radius) {
@@ -216,9 +223,10 @@ function showDots() {
 // The dot that is followed: its path, the points that may lie behind it, and their mean, to which it is heading.
 function showFollowed(places) {
   const [number] = stepAt(moment);
-  const [n, noisy, image] = [2 * followed, film.noisy[number], film.images[number]];
+  const n = 2 * followed;
+  const [noisy, image] = [film.noisy[number], film.images[number]];
   const weights = weightsBehind(points, noisy[n], noisy[n + 1], film.times[number]);
-  const [x, y, u, v] = [places[n], places[n + 1], image[n], image[n + 1]];
+  const [x, y] = [places[n], places[n + 1]];
   context.lineWidth = 1;
   for (const [i, weight] of weights.entries()) {
     if (weight < 0.001) continue;
@@ -241,7 +249,7 @@ function showFollowed(places) {
   context.lineTo(across(x), down(y));
   disc(film.places[0][n], film.places[0][n + 1], 3);
   context.stroke();
-  showGoal([x, y], [u, v], weights);
+  showGoal([x, y], [image[n], image[n + 1]], weights);
 }
 
 function showGoal([x, y], [u, v], weights) {
@@ -265,7 +273,8 @@ function showGoal([x, y], [u, v], weights) {
   const candidates = Math.round(1 / weights.reduce((sum, weight) => sum + weight * weight, 0));
   const apart = Math.hypot(across(x) - across(u), down(y) - down(v));
   if (apart > 34) label("this dot", x, y, colours.mark(1), y >= v ? -1 : 1);
-  if (moment < 1) label(candidates > 1 ? `mean of ${candidates} points` : "one point", u, v, colours.lit(1), y >= v ? 1 : -1);
+  const words = candidates > 1 ? `mean of ${candidates} points` : "one point";
+  if (moment < 1) label(words, u, v, colours.lit(1), y >= v ? 1 : -1);
 }
 
 // Write `text` above (side -1) or below (1) a place.
@@ -287,7 +296,7 @@ function label(text, x, y, fill, side) {
 function showShares(places) {
   const found = shares(places);
   for (const [i, [x, y]] of middles.entries()) {
-    label(`${(100 * found[i]).toFixed(0)} %`, 1.0 * x, y + (y < 0 ? -0.45 : 0.45), colours.mark(1), y < 0 ? 1 : -1);
+    label(`${(100 * found[i]).toFixed(0)} %`, x, y + (y < 0 ? -0.45 : 0.45), colours.mark(1), y < 0 ? 1 : -1);
   }
 }
 
@@ -422,10 +431,13 @@ function follow(number) {
 
 // The pen ------------------------------------------------------------------------------------------------------
 
+const within = (value, reach) => Math.min(reach, Math.max(-reach, value));
+
 function placeOf(event) {
   const box = plane.getBoundingClientRect();
-  const [x, y] = [(event.clientX - box.left - view.width / 2) / view.scale, (box.top + view.height / 2 - event.clientY) / view.scale];
-  return [Math.min(WIDE, Math.max(-WIDE, x)), Math.min(HIGH, Math.max(-HIGH, y))];
+  const x = (event.clientX - box.left - view.width / 2) / view.scale;
+  const y = (box.top + view.height / 2 - event.clientY) / view.scale;
+  return [within(x, WIDE), within(y, HIGH)];
 }
 
 // Add a stroke to the reader's drawing; it is kept as the link holds it, so that a friend sees the same.
@@ -495,7 +507,7 @@ function keyDown(event) {
   if (direction && own) {
     const [x, y] = pen ?? [0, 0];
     const far = event.shiftKey ? 0.5 : 0.1;
-    pen = [Math.min(SEEN, Math.max(-SEEN, x + far * direction[0])), Math.min(HIGH, Math.max(-HIGH, y + far * direction[1]))];
+    pen = [within(x + far * direction[0], SEEN), within(y + far * direction[1], HIGH)];
     refresh();
   } else if (direction) {
     const places = placesAt(moment);
@@ -578,7 +590,8 @@ const firstFollowed = () => nearestDot([-0.75, -0.3]);
 
 // For the tests, the benchmark, and the curious at the console: show `share` of the flow, from 0 to 1, now.
 window.showFlow = (share) => {
-  [playing, moment] = [false, share];
+  playing = false;
+  moment = share;
   show();
   return { points: [...points], places: [...placesAt(share)], time: timeAt(share) };
 };
