@@ -70,6 +70,7 @@ web/node_modules/.package-lock.json: web/package-lock.json
 # The environments: .venv with what a reader needs, or with the tests' packages too ----------
 
 .venv/for-lessons: requirements.txt constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python is older than 3.10; name a newer one: make PYTHON=python3.12 lab')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt
 	touch $@
