@@ -1,6 +1,6 @@
 """The page that draws, in a headless Chromium: from its address to the first face, and one face in 20 steps.
 
-    python benchmarks/page.py          two minutes; needs Chromium, playwright and what `make site` fetches
+    python benchmarks/page.py          four minutes; needs Chromium, playwright and what `make site` fetches
 
 A static server on this machine, so no time of a network is in it. WebAssembly has one thread. Then the page of points:
 what one of its frames takes, and how many a second are shown as a thousand dots flow into 300 points. The processor
