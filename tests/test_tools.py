@@ -185,7 +185,9 @@ def test_the_tables_are_up_to_date(name):
 def test_only_what_lies_between_the_marks_changes():
     text = "One\n<!-- lessons -->\nwhat was there\n<!-- /lessons -->\ntwo\n"
     new = tables.filled(text, "lessons")
-    assert new.startswith("One\n<!-- lessons -->\n| Lesson |") and new.endswith(" |\n<!-- /lessons -->\ntwo\n")
+    assert new.startswith("One\n<!-- lessons -->\n| Lesson |") and new.endswith(
+        " |\n<!-- /lessons -->\ntwo\n"
+    )
     assert "what was there" not in new
     assert tables.filled(new, "lessons") == new
 
