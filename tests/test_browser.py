@@ -31,7 +31,7 @@ TROUBLE = """slider => slider.closest('.widget-interact').querySelectorAll(
 def lab(tmp_path_factory):
     """A JupyterLab over a copy of the course, with settings of its own. Yields address and folder."""
     copy, private = (tmp_path_factory.mktemp(name) for name in ("course", "jupyter"))
-    not_needed = shutil.ignore_patterns(".*", "tests", "benchmarks", "images", "web", "site", "my_*")
+    not_needed = shutil.ignore_patterns(".*", "tests", "images", "web", "site", "my_*")
     shutil.copytree(ROOT, copy, ignore=not_needed, dirs_exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
