@@ -16,7 +16,7 @@ from PIL import Image
 EPOCHS, SEEDS, RATES = 40, (0, 1, 2), {"AdamW": 3e-3, "Muon": 5e-3}
 
 
-def measure(name, seed, epochs=EPOCHS):
+def measure(name, seed):
     """`(seconds, pixel distance, kernel distance, the first 16 faces)` after one training run."""
     from diffusion_course import optimizers
     from diffusion_utils import (
@@ -34,7 +34,7 @@ def measure(name, seed, epochs=EPOCHS):
     torch.manual_seed(seed)
     diffusion = start_at_zero(Diffusion(DiffusionConfig(**CPU_SHAPE)))
     loader = get_loader(get_data(size=32), 32, seed=0)
-    recipe = CPU_RECIPE | dict(epochs=epochs, seed=seed, lr=RATES[name])
+    recipe = CPU_RECIPE | dict(epochs=EPOCHS, seed=seed, lr=RATES[name])
     optimizer = {"AdamW": adamw, "Muon": optimizers.muon}[name]
     start = time.process_time()
     for _ in Training(diffusion, loader, loss=optimizers.even_l1_loss, optimizer=optimizer, **recipe):

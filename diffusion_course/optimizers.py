@@ -78,7 +78,7 @@ class Muon(torch.optim.AdamW):
 def muon(model, recipe):
     """Muon for the convolutions of all Residual blocks, AdamW for the rest; an optimizer for `Training`. Lesson 11."""
     blocks = nn.ModuleList(module for module in model.modules() if isinstance(module, Residual))
-    hidden = {name: weight for name, weight in blocks.named_parameters() if weight.ndim == 4}
-    places = {id(weight) for weight in hidden.values()}
+    hidden = [weight for weight in blocks.parameters() if weight.ndim == 4]
+    places = {id(weight) for weight in hidden}
     others = [weight for weight in model.parameters() if id(weight) not in places]
-    return Muon(list(hidden.values()), others, recipe.lr, recipe.weight_decay)
+    return Muon(hidden, others, recipe.lr, recipe.weight_decay)
