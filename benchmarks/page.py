@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 from common import ROOT, middle, publish, spread
@@ -23,18 +23,13 @@ from playwright.sync_api import sync_playwright
 sys.path += [str(ROOT / "tools"), str(ROOT / "tests")]
 
 import make_site  # noqa: E402
-from helpers import BROWSER, BROWSER_OPTIONS  # noqa: E402
+from helpers import BROWSER, BROWSER_OPTIONS, Quiet  # noqa: E402
 
 from diffusion_utils import LARGE_MODEL, TOY_MODEL  # noqa: E402
 
 REPEATS = 5
 FLOWS = {"ddim": "ODE", "ddpm": "SDE"}
 STATUS = "document.getElementById('status').textContent"
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
 
 
 def first_face(browser, address, model):

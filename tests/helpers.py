@@ -1,5 +1,6 @@
 """What several tests share: small images, models and training runs, and programs that run on their own."""
 
+import http.server
 import os
 import shutil
 import signal
@@ -22,6 +23,13 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 BROWSER_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files, and prints nothing."""
+
+    def log_message(self, *_):
+        pass
 
 
 # Images ---------------------------------------------------------------------------------

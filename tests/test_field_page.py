@@ -13,7 +13,7 @@ import threading
 import make_site
 import pytest
 import torch
-from helpers import BROWSER, BROWSER_OPTIONS
+from helpers import BROWSER, BROWSER_OPTIONS, Quiet
 
 from diffusion_course import field
 from diffusion_course.samplers import Ancestral, velocity
@@ -32,11 +32,6 @@ CUT_OFF = """all => all.filter((it) => it.getBoundingClientRect().right > innerW
     || it.scrollWidth > it.clientWidth + 2).map((it) => it.id || it.textContent || it.value)"""
 MOMENT = "Number(document.getElementById('moment').value)"
 PICTURE = "document.getElementById('plane').toDataURL()"
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import export_onnx
 import make_site
 import pytest
 import torch
-from helpers import BROWSER, BROWSER_OPTIONS
+from helpers import BROWSER, BROWSER_OPTIONS, Quiet
 from PIL import Image
 
 from diffusion_course.distillation import FEW_STEPS
@@ -41,11 +41,6 @@ def value(page, name):
 def face(page):
     """The face that is shown, as the address of its image."""
     return page.eval_on_selector("#image", "canvas => canvas.toDataURL()")
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture(scope="module")
