@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 from diffusion_course.images import LazyImages, any_images
 from diffusion_course.long_runs import carry_on, compiles
 from diffusion_course.objectives import prediction_loss
-from diffusion_course.optimizers import muon
+from diffusion_course.optimizers import even_l1_loss, muon
 from diffusion_course.samplers import PURE_NOISE, karras_times
 from diffusion_utils import (
     TOY_FACES,
@@ -52,7 +52,7 @@ add("--widths", type=int, nargs="+", default=[32, 64, 96, 128], help="channels o
 add("--block-depth", type=int, default=2, help="blocks of each level (default: 2)")
 add("--predicts", default="noise", help="noise (with the L1 loss), image, v or flow (with the squared one)")
 add("--late", type=float, default=1.0, help="not with noise: above 1, much noise comes more often")
-add("--muon", action="store_true", help="Muon of lesson 11 instead of AdamW")
+add("--muon", action="store_true", help="Muon and even times, both of lesson 11, instead of AdamW")
 add("--start-from", help="a trained model, folder or name on the hub; its config goes before these options")
 add("--batch-size", type=int, default=64)
 add("--checkpoint-every", type=int, default=1000, help="steps (default: 1000)")
@@ -82,7 +82,7 @@ def build(options):
         torch.nn.init.zeros_(diffusion.unet.out.weight)  # the first answer is 0, as in lesson 04
         torch.nn.init.zeros_(diffusion.unet.out.bias)
     if diffusion.config.predicts == "noise":
-        return diffusion, l1_loss
+        return diffusion, even_l1_loss if options.muon else l1_loss
     diffusion.config.times = karras_times(20, math.inf, PURE_NOISE)  # it learns and draws from there
     return diffusion, partial(prediction_loss, late=options.late, largest_sigma=PURE_NOISE)
 
@@ -112,7 +112,7 @@ def main():
             parser.error(f"--output: {reason}")
         output.mkdir(parents=True, exist_ok=True)
     diffusion, loss = build(options)
-    if options.late != 1 and loss is l1_loss or options.late <= 0:
+    if options.late != 1 and diffusion.config.predicts == "noise" or options.late <= 0:
         parser.error("--late: a number above 0, for a network that predicts something else than noise")
     size = diffusion.config.image_size
     if options.lazy:
