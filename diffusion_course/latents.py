@@ -1,83 +1,122 @@
-"""Draw latents instead of pixels: latent diffusion, in the order of lesson 17.
+"""Text to image by latent diffusion, in the order of lesson 17.
 
-Lesson 17  Autoencoder, autoencoder_loss, load_autoencoder, encode, decode
+Lesson 17  latents:    ConvBlock, Autoencoder, activations, autoencoder_loss, encode, decode
+           network:    ConditionedBlock, Level, AttentionUNet
+           system:     TextToImage, line_times, flow_loss
 
-A latent is an image, too: 16×16 cells, four numbers in [0, 1] in each. So whatever draws images
-draws latents, with `channels=4`; only a decoder must stand behind it.
+A latent is an image, too: a quarter as wide and high, four numbers in [0, 1] in each place. So whatever draws images
+draws latents; only a decoder must stand behind it.
 
-    autoencoder, diffusion = load_autoencoder(), TextDiffusion.from_pretrained(LATENT_MODEL)
-    decode(autoencoder, text_to_image(diffusion, "a smiling face with blue hair"))
+    model = TextToImage.from_pretrained(TEXT_MODEL)
+    text_to_image(model, "a smiling face with round glasses and blue hair", n=5)
 
-Images are float32 tensors (N, 3, S, S) with values in [0, 1], as everywhere in the course, here
-mostly with S = 64; latents are (N, 4, S/4, S/4).
+Images are float32 tensors (N, 3, S, S) with values in [0, 1], as everywhere in the course, here mostly with S = 64;
+latents are (N, 4, S/4, S/4) in [0, 1].
 """
 
-from pathlib import Path
+import math
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from diffusion_utils import ROOT, Residual, pick_accelerator
+from diffusion_course.attention import SpatialAttention, TextEncoder
+from diffusion_utils import ROOT, Diffusion, DiffusionConfig, mix, schedule
 
-FACE_AUTOENCODER = ROOT / "pretrained" / "face_codes"  # an Autoencoder
-LATENT_MODEL = (
-    ROOT / "pretrained" / "toy_faces_words_codes"
-)  # a TextDiffusion of lesson 15 that draws latents
+TEXT_MODEL = ROOT / "pretrained" / "text_to_image_64"  # a TextToImage
+SCALE = 0.1  # the deviation of latents, around 0.5
+
+
+# Latents --------------------------------------------------------------------------------
+
+
+class ConvBlock(nn.Module):
+    """Two 3×3 convolutions beside a shortcut: (N, channel_in, S, S) to (N, channel_out, S, S). Lesson 17.
+
+    As lesson 03's Residual, but with GroupNorm, which does not look at the other images of a batch. Wu & He 2018.
+    """
+
+    def __init__(self, channel_in, channel_out):
+        super().__init__()
+        self.shortcut = nn.Identity() if channel_in == channel_out else nn.Conv2d(channel_in, channel_out, 1)
+        self.norm1 = nn.GroupNorm(8, channel_in)
+        self.conv1 = nn.Conv2d(channel_in, channel_out, 3, padding=1)
+        self.norm2 = nn.GroupNorm(8, channel_out)
+        self.conv2 = nn.Conv2d(channel_out, channel_out, 3, padding=1)
+
+    def forward(self, x):
+        hidden = self.conv1(nn.functional.silu(self.norm1(x)))
+        hidden = self.conv2(nn.functional.silu(self.norm2(hidden)))
+        return self.shortcut(x) + hidden
 
 
 class Autoencoder(nn.Module):
     """Two networks: one turns images into latents, the other latents into images. Lesson 17.
 
-    `encode`: (N, 3, S, S) gives (N, channels, S/4, S/4) in [0, 1], S a multiple of 4; `decode` goes back. Both
-    first fold blocks of 4×4 pixels into 48 channels, or unfold them last. Rombach et al. 2022, in small.
+    `encode`: (N, 3, S, S) gives (N, channels, S/4, S/4) in [0, 1], S a multiple of 4; `decode` goes back. Rombach et al.
+    2022, in small.
     """
 
-    def __init__(self, width=64, channels=4):
+    def __init__(self, width=96, fine_width=48, channels=4):
         super().__init__()
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(4),
-            Residual(48, width),
-            Residual(width, width),
-            nn.Conv2d(width, channels, kernel_size=1),
+            nn.Conv2d(48, width, 3, padding=1),
+            ConvBlock(width, width),
+            ConvBlock(width, width),
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, channels, 1),
             nn.BatchNorm2d(channels, affine=False),
-            nn.Sigmoid(),
         )
         self.decoder = nn.Sequential(
-            Residual(channels, width),
-            Residual(width, width),
-            Residual(width, width),
-            nn.Conv2d(width, 48, kernel_size=3, padding=1),
-            nn.PixelShuffle(4),
+            nn.Conv2d(channels, width, 3, padding=1),
+            ConvBlock(width, width),
+            ConvBlock(width, width),
+            nn.Conv2d(width, 4 * fine_width, 1),
+            nn.PixelShuffle(2),
+            ConvBlock(fine_width, fine_width),
+            nn.GroupNorm(8, fine_width),
+            nn.SiLU(),
+            nn.Conv2d(fine_width, 12, 3, padding=1),
+            nn.PixelShuffle(2),
         )
 
     def encode(self, images):
-        return self.encoder(images)
+        return (0.5 + SCALE * self.encoder(2 * images - 1)).clip(0, 1)
 
     def decode(self, latents):
-        return self.decoder(latents)
+        return self.decoder((latents - 0.5) / SCALE) / 2 + 0.5
 
 
-def autoencoder_loss(autoencoder, images, noise=0.03):
-    """How far rebuilt images are from `images` (N, 3, S, S), in their colours and in their edges. Lesson 17.
+def activations(layers, images):
+    """What the ReLUs among the `layers` of a classifier put out for `images`, a list of tensors. Lesson 17."""
+    outputs = []
+    for layer in layers:
+        images = layer(images)
+        if isinstance(layer, nn.ReLU):
+            outputs.append(images)
+    return outputs
 
-    Mean absolute differences: of the pixels, and of the steps from each pixel to its neighbours. A
-    little `noise` lies on the latents, since those that will be drawn are never quite right.
+
+def autoencoder_loss(layers, perceptual=0.05, noise=0.12):
+    """A loss for an Autoencoder: how far rebuilt images are from images (N, 3, S, S). Lesson 17.
+
+    Mean absolute differences: of the pixels, of the steps from each pixel to its neighbours, and, with the weight
+    `perceptual`, of what the `layers` of a frozen classifier see (Johnson et al. 2016). `noise`, in deviations, lies on the
+    latents, since those that will be drawn are never quite right.
     """
-    latents = autoencoder.encode(images)
-    error = autoencoder.decode(latents + noise * torch.randn_like(latents)) - images
-    return error.abs().mean() + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
 
+    def loss(autoencoder, images):
+        latents = autoencoder.encode(images)
+        rebuilt = autoencoder.decode(latents + SCALE * noise * torch.randn_like(latents))
+        error = rebuilt - images
+        pixels = error.abs().mean() + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        with torch.no_grad():
+            targets = activations(layers, images)
+        pairs = zip(activations(layers, rebuilt), targets)
+        return pixels + perceptual * sum((seen - target).abs().mean() / target.mean() for seen, target in pairs)
 
-def load_autoencoder(folder=FACE_AUTOENCODER):
-    """The Autoencoder whose weights lie in `folder`, in eval mode, on the GPU if there is one. Lesson 17.
-
-    Raises FileNotFoundError without `model.safetensors` there, RuntimeError when weights are
-    missing or of another shape.
-    """
-    autoencoder = Autoencoder()
-    autoencoder.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-    return autoencoder.to(pick_accelerator().device).eval().requires_grad_(False)
+    return loss
 
 
 @torch.no_grad()
@@ -99,3 +138,151 @@ def decode(autoencoder, latents, batch_size=100):
     device = next(autoencoder.parameters()).device
     parts = latents.split(batch_size)
     return torch.cat([autoencoder.decode(part.to(device)).clip(0, 1).cpu() for part in parts])
+
+
+# Network --------------------------------------------------------------------------------
+
+
+class ConditionedBlock(ConvBlock):
+    """A ConvBlock whose channels are scaled and shifted by a condition (N, size): FiLM of lesson 15. Lesson 17."""
+
+    def __init__(self, channel_in, channel_out, size):
+        super().__init__(channel_in, channel_out)
+        self.film = nn.Linear(size, 2 * channel_out)
+        for layer in (self.film, self.conv2):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x, condition):
+        scale, shift = self.film(condition)[:, :, None, None].chunk(2, dim=1)
+        hidden = self.conv1(nn.functional.silu(self.norm1(x)))
+        hidden = self.norm2(hidden) * (1 + scale) + shift
+        return self.shortcut(x) + self.conv2(nn.functional.silu(hidden))
+
+
+class Level(nn.Module):
+    """One level of the U-Net, on the way down or up: a block, and where `attends`, attention. Lesson 17."""
+
+    def __init__(self, channel_in, channel_out, text_width, size, attends):
+        super().__init__()
+        self.block = ConditionedBlock(channel_in, channel_out, size)
+        self.attention = SpatialAttention(channel_out, text_width) if attends else None
+
+    def forward(self, x, condition, words, mask):
+        x = self.block(x, condition)
+        return x if self.attention is None else self.attention(x, words, mask)
+
+
+class AttentionUNet(nn.Module):
+    """The U-Net of latent diffusion, which looks at the words of a prompt on all levels but the first. Lesson 17.
+
+    forward: x (N, channels, S, S), time (N,) and what a TextEncoder gives for N prompts give (N, channels, S, S), at first
+    zeros. S must be divisible by 2 ** (len(widths) - 1). Ho et al. 2020, Rombach et al. 2022, in small.
+    """
+
+    def __init__(self, widths=(64, 128, 192), channels=4, text_width=128, size=256):
+        super().__init__()
+        frequencies = torch.linspace(0.0, math.log(1000), 32).exp()
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.time1 = nn.Linear(64, size)
+        self.time2 = nn.Linear(size, size)
+        self.text = nn.Linear(text_width, size)
+        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        for i, width in enumerate(widths):
+            self.down.append(Level(width, width, text_width, size, attends=i > 0))
+            self.up.insert(0, Level(2 * width, width, text_width, size, attends=i > 0))
+        for width, below in zip(widths, widths[1:]):
+            self.shrink.append(nn.Conv2d(width, below, 3, stride=2, padding=1))
+            self.grow.insert(0, nn.Conv2d(below, width, 3, padding=1))
+        self.middle = ConditionedBlock(widths[-1], widths[-1], size)
+        self.norm_out = nn.GroupNorm(8, widths[0])
+        self.conv_out = nn.Conv2d(widths[0], channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, x, time, words, mask, pooled):
+        angles = time[:, None] * self.frequencies
+        embedding = torch.cat((angles.sin(), angles.cos()), dim=1)
+        embedding = self.time2(nn.functional.silu(self.time1(embedding)))
+        condition = nn.functional.silu(embedding + self.text(pooled))
+        x, skips = self.conv_in(x), []
+        for i, level in enumerate(self.down):
+            x = level(x, condition, words, mask)
+            skips.append(x)
+            x = self.shrink[i](x) if i < len(self.shrink) else self.middle(x, condition)
+        for i, level in enumerate(self.up):
+            x = level(torch.cat((x, skips.pop()), dim=1), condition, words, mask)
+            if i < len(self.grow):
+                x = self.grow[i](nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
+        return self.conv_out(nn.functional.silu(self.norm_out(x)))
+
+
+# System ---------------------------------------------------------------------------------
+
+
+def line_times(steps, last=0.995):
+    """Times at which the share of noise on the line of lesson 13 falls evenly from `last` to 0. Lesson 17."""
+    shares = torch.linspace(last, 0, steps + 1, dtype=torch.float64)
+    first, span = math.acos(0.95), math.acos(0.02) - math.acos(0.95)
+    return ((torch.atan2(shares, 1 - shares) - first) / span).tolist()
+
+
+class TextToImageConfig(DiffusionConfig):
+    """A DiffusionConfig with a `vocabulary`, the words that a prompt may have. Lesson 17."""
+
+    model_type = "course_text_to_image"
+    _auto_class = None  # a saved model does not bring its program along
+
+    def __init__(self, vocabulary=(), **options):
+        shape = {"image_size": 16, "channels": 4, "widths": (64, 128, 192), "predicts": "flow"}
+        super().__init__(**shape | {"times": line_times(20)} | options)
+        self.vocabulary = list(vocabulary)
+
+
+class TextToImage(Diffusion):
+    """Text encoder, network and autoencoder in one: `generate` draws latents, `decode` makes images of them. Lesson 17.
+
+    `network(noisy, time, tokens)` takes the tokens (N, L) of prompts, or (1, L) for all; without them it draws
+    anything. It predicts noise - latent, and looks at noisy latents as they lie on the straight line between the two.
+    """
+
+    config_class = TextToImageConfig
+    _auto_class = None
+
+    def __init__(self, config):
+        super().__init__(config)
+        del self.combine
+        self.unet = AttentionUNet(config.widths, config.channels)
+        self.encoder = TextEncoder(len(config.vocabulary) + 2)  # the start token, also one for mirrored images
+        self.autoencoder = Autoencoder(channels=config.channels)
+        self.post_init()
+
+    def network(self, noisy, time, tokens=None):
+        if tokens is None:
+            tokens = torch.full((1, 1), len(self.config.vocabulary) + 1, device=noisy.device)
+        words, mask, pooled = (part.expand(len(noisy), *part.shape[1:]) for part in self.encoder(tokens))
+        noise_rate, signal_rate = schedule(time)
+        length = noise_rate + signal_rate
+        return self.unet(noisy / length, (noise_rate / length).flatten(), words, mask, pooled)
+
+    def decode(self, latents):
+        return decode(self.autoencoder, latents)
+
+
+def flow_loss(diffusion, batch):
+    """The mean squared error of the velocity, for latents (N, 4, S, S) and the tokens (N, L) of their prompts. Lesson 17.
+
+    The share of noise is a sigmoid of normal numbers of mean 0.3 and deviation 1, so most lie in the middle, where most is
+    decided; they are spread evenly within the batch. Esser et al. 2024, section 3.1.
+    """
+    latents, tokens = batch
+    latents = diffusion.norm(latents)
+    noise = torch.randn_like(latents)
+    places = torch.randperm(len(latents), device=latents.device) + torch.rand(1, device=latents.device)
+    odds = (0.3 + torch.special.ndtri(places / len(latents))).exp()  # of noise against signal
+    start, end = math.acos(0.95), math.acos(0.02)
+    time = ((odds.atan() - start) / (end - start)).view(-1, 1, 1, 1)
+    output = diffusion.network(mix(latents, noise, time), time, tokens)
+    return (output - (noise - latents)).square().mean()
