@@ -1,12 +1,12 @@
 """Better steps from noise to image, in the order of lesson 12.
 
-Lesson 12  angle, velocity, heun, DPMSolver, time_of, karras_times, heun_along_sigma, Ancestral
+Lesson 12  Ancestral, angle, velocity, heun, log_ratio, DPMSolver, time_of, karras_times
 
 A step is what `sample` and `generate` of lesson 05 take: `step(predict, noisy, time, next_time)` gives the next
 noisy image and a guess at the clean one. One that remembers something is an object; each drawing begins with a
 copy of it.
 
-    generate(diffusion, n=5, steps=8, sampler=DPMSolver())
+    generate(diffusion, n=5, steps=7, sampler=DPMSolver())  # eight evaluations
     list(sample(partial(predict, diffusion), noise, karras_times(8), heun))
 """
 
@@ -17,6 +17,30 @@ import torch
 from diffusion_utils import mix, schedule
 
 PURE_NOISE = 200.0  # the sigma at which nothing is seen of an image, not even its mean colour
+
+
+class Ancestral:
+    """A step that also adds fresh noise: with `eta` = 1 that of DDPM, with 0 DDIM. Lesson 12.
+
+    The same `seed` gives the same noise in each drawing; None takes PyTorch's global generator. One
+    evaluation a step. Song et al. 2020, equations 12 and 16. Raises ValueError unless 0 ≤ eta ≤ 1.
+    """
+
+    def __init__(self, eta=1.0, seed=None):
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1], not {eta}")
+        self.eta = eta
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+
+    def __call__(self, predict, noisy, time, next_time):
+        noise, image = predict(noisy, time)
+        noise_rate, signal_rate = schedule(time)
+        next_noise_rate, next_signal_rate = schedule(next_time)
+        most = next_noise_rate / noise_rate * (1 - (signal_rate / next_signal_rate) ** 2).sqrt()
+        fresh_rate = self.eta * most
+        fresh = torch.randn(noisy.shape, generator=self.generator, dtype=noisy.dtype).to(noisy.device)
+        kept_rate = (next_noise_rate**2 - fresh_rate**2).sqrt()
+        return next_signal_rate * image + kept_rate * noise + fresh_rate * fresh, image
 
 
 def angle(time):
@@ -46,29 +70,35 @@ def heun(predict, noisy, time, next_time):
     return turn.cos() * noisy + turn.sin() * mean, next_image
 
 
+def log_ratio(time):
+    """The logarithm of signal_rate / noise_rate, λ (lambda) in papers: half that of the signal-to-noise ratio. Lesson 12."""
+    noise_rate, signal_rate = schedule(time)
+    return (signal_rate / noise_rate).log()
+
+
 class DPMSolver:
     """A step that remembers the last guess, and where guesses are heading: DPM-Solver++ 2M. Lesson 12.
 
-    One evaluation a step. Lu et al. 2022, algorithm 2.
+    One evaluation a step, at its end, and one more before the first: so the image belongs to the noisy image that
+    comes with it, and both are of order two. Lu et al. 2022, algorithm 2.
     """
 
     def __init__(self):
-        self.last = None  # the last guess, and the logarithm of signal_rate / noise_rate at it
+        self.guesses = []  # the last two: log_ratio, and the image that was predicted there
 
     def __call__(self, predict, noisy, time, next_time):
-        _, image = predict(noisy, time)
-        noise_rate, signal_rate = schedule(time)
-        next_noise_rate, next_signal_rate = schedule(next_time)
-        log_ratio = (signal_rate / noise_rate).log()
-        next_log_ratio = (next_signal_rate / next_noise_rate).log()
-        guess = image
-        if self.last is not None:
-            last_image, last_log_ratio = self.last
-            ahead = (next_log_ratio - log_ratio) / (log_ratio - last_log_ratio) / 2
-            guess = image + ahead * (image - last_image)
-        self.last = image, log_ratio
-        shrink = next_noise_rate / noise_rate
-        return shrink * noisy + (next_signal_rate - shrink * signal_rate) * guess, guess
+        if not self.guesses:
+            self.guesses = [(log_ratio(time), predict(noisy, time)[1])]
+        here, image = self.guesses[-1]
+        there, middle = log_ratio(next_time), image
+        if len(self.guesses) == 2:
+            before, image_before = self.guesses[0]
+            middle = image + (there - here) / (here - before) / 2 * (image - image_before)
+        noise_rate, next_noise_rate = schedule(time)[0], schedule(next_time)[0]
+        noisy = next_noise_rate * (noisy / noise_rate + (there.exp() - here.exp()) * middle)
+        _, next_image = predict(noisy, next_time)
+        self.guesses = [(here, image), (there, next_image)]
+        return noisy, next_image
 
 
 def time_of(sigma):
@@ -93,42 +123,3 @@ def karras_times(steps, rho=7.0, largest=None):
         return [time_of(high ** (1 - share) * low**share) for share in shares]
     first, last = high ** (1 / rho), low ** (1 / rho)
     return [time_of((first + (last - first) * share) ** rho) for share in shares]
-
-
-def heun_along_sigma(predict, noisy, time, next_time):
-    """A step along sigma = noise_rate / signal_rate, with the mean of two noise samples. Lesson 12.
-
-    Two evaluations a step; with few steps from a large sigma it fails. Karras et al. 2022, algorithm 1,
-    with their sigma(t) = t and s(t) = 1.
-    """
-    noise, image = predict(noisy, time)
-    next_noise, next_image = predict(mix(image, noise, next_time), next_time)
-    noise_rate, signal_rate = schedule(time)
-    next_noise_rate, next_signal_rate = schedule(next_time)
-    shrink = next_signal_rate / signal_rate
-    return shrink * noisy + (next_noise_rate - shrink * noise_rate) * (noise + next_noise) / 2, next_image
-
-
-class Ancestral:
-    """A step that also adds fresh noise: with `eta` = 1 that of DDPM, with 0 DDIM. Lesson 12.
-
-    The same `seed` gives the same noise in each drawing; None takes PyTorch's global generator. One
-    evaluation a step. Song et al. 2020, equations 12 and 16. Raises ValueError unless 0 ≤ eta ≤ 1.
-    """
-
-    def __init__(self, eta=1.0, seed=None):
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1], not {eta}")
-        self.eta = eta
-        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
-
-    def __call__(self, predict, noisy, time, next_time):
-        noise, image = predict(noisy, time)
-        noise_rate, signal_rate = schedule(time)
-        next_noise_rate, next_signal_rate = schedule(next_time)
-        fresh_rate = (
-            self.eta * next_noise_rate / noise_rate * (1 - (signal_rate / next_signal_rate) ** 2).sqrt()
-        )
-        fresh = torch.randn(noisy.shape, generator=self.generator, dtype=noisy.dtype).to(noisy.device)
-        kept_rate = (next_noise_rate**2 - fresh_rate**2).sqrt()
-        return next_signal_rate * image + kept_rate * noise + fresh_rate * fresh, image

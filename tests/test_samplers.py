@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from helpers import tiny
 
 from diffusion_course.samplers import (
@@ -15,8 +15,8 @@ from diffusion_course.samplers import (
     DPMSolver,
     angle,
     heun,
-    heun_along_sigma,
     karras_times,
+    log_ratio,
     time_of,
     velocity,
 )
@@ -77,23 +77,6 @@ def test_dpm_solver_is_that_of_diffusers():
         assert torch.allclose(noisy, own, atol=1e-5)
 
 
-def test_heun_along_sigma_is_that_of_diffusers():
-    """Theirs has the noisy image divided by the signal rate, and is called twice a step."""
-    scheduler = HeunDiscreteScheduler()
-    scheduler.set_timesteps(STEPS)
-    doubled = torch.cat((sigmas()[:1], sigmas()[1:-1].repeat_interleave(2), sigmas()[-1:].repeat(2)))
-    scheduler.sigmas, scheduler.timesteps = doubled, torch.arange(2 * STEPS)
-    scheduler._step_index = 0
-    signal_rate = [schedule(torch.tensor(time, dtype=torch.float64))[1] for time in TIMES]
-    scaled = start() / signal_rate[0]
-    for t, own in zip(range(STEPS), ours(heun_along_sigma), strict=True):
-        for half in (0, 1):
-            rate = signal_rate[t + half]
-            noise, _ = closed(scaled * rate, column(TIMES[t + half]))
-            scaled = scheduler.step(noise, scheduler.timesteps[2 * t + half], scaled).prev_sample
-        assert torch.allclose(scaled * signal_rate[t + 1], own, atol=1e-4), t
-
-
 def test_ddpm_is_that_of_diffusers():
     scheduler = DDPMScheduler(num_train_timesteps=STEPS, clip_sample=False, variance_type="fixed_small")
     rates = schedule(torch.tensor(TIMES[::-1][1:], dtype=torch.float64))[1] ** 2
@@ -133,16 +116,79 @@ def test_dice_keep_the_variance(eta):
     assert noisy.var().sqrt() == pytest.approx(float(schedule(0.3)[0]), rel=0.02)
 
 
+# The order, on a Gaussian in closed form --------------------------------------------------
+
+MEAN, DEVIATION = 0.3, 0.5
+
+
+def gaussian(noisy, time):
+    """The best guess where images are a Gaussian around MEAN."""
+    noise_rate, signal_rate = schedule(time)
+    share = DEVIATION**2 * signal_rate / ((DEVIATION * signal_rate) ** 2 + noise_rate**2)
+    image = MEAN + share * (noisy - signal_rate * MEAN)
+    return (noisy - signal_rate * image) / noise_rate, image
+
+
+def end_of_path(noisy):
+    """Where the probability-flow ODE leads from `noisy` at time 1, and the best guess there: a map of Gaussians."""
+    (noise_rate, signal_rate), (last_noise_rate, last_signal_rate) = schedule(column(1)), schedule(column(0))
+    deviation = ((DEVIATION * signal_rate) ** 2 + noise_rate**2).sqrt()
+    last_deviation = ((DEVIATION * last_signal_rate) ** 2 + last_noise_rate**2).sqrt()
+    last = last_signal_rate * MEAN + last_deviation / deviation * (noisy - signal_rate * MEAN)
+    return last, gaussian(last, column(0))[1]
+
+
+def errors(step, times):
+    """How far the noisy image and the image that comes back are from the end of the path."""
+    *_, drawn = sample(gaussian, start(), times, step)
+    return [float((one - right).abs().mean()) for one, right in zip(drawn, end_of_path(start()))]
+
+
+@pytest.mark.parametrize("rho", [0, math.inf], ids=["even in time", "even in log sigma"])
 @pytest.mark.parametrize(
-    "make, each, order", [(lambda: ddim, 1, 1.0), (lambda: heun, 2, 2.0), (DPMSolver, 1, 2.0)]
+    "make, steps, order",
+    [
+        (lambda: ddim, lambda evaluations: evaluations, 1.0),
+        (lambda: heun, lambda evaluations: evaluations // 2, 2.0),
+        (DPMSolver, lambda evaluations: evaluations - 1, 2.0),
+    ],
+    ids=["ddim", "heun", "2M"],
 )
-def test_order(make, each, order):
-    """Twice as many evaluations: half of the error, or a quarter."""
-    goal = ours(heun, [1 - i / 1000 for i in range(1001)])[-1]
-    few, many = (
-        (ours(make(), [1 - i * each / k for i in range(k // each + 1)])[-1] - goal).norm() for k in (40, 80)
-    )
-    assert math.log2(few / many) == pytest.approx(order, abs=0.3)
+def test_order(make, steps, order, rho):
+    """Twice as many evaluations: half of the error, or a quarter, in the noisy image and in the one that is returned."""
+
+    def times(count):
+        return karras_times(count, rho) if rho else [1 - step / count for step in range(count + 1)]
+
+    few, many = (errors(make(), times(steps(evaluations))) for evaluations in (80, 160))
+    for one, other in zip(few, many):
+        assert math.log2(one / other) == pytest.approx(order, abs=0.2)
+
+
+def test_evaluations():
+    """2M asks once at each of the times, the last of them 0."""
+    asked = []
+
+    def spy(noisy, time):
+        asked.append(float(time[0]))
+        return gaussian(noisy, time)
+
+    list(sample(spy, start(), TIMES, DPMSolver()))
+    assert asked == pytest.approx(TIMES, abs=1e-6)
+
+
+def test_the_noise_drops_out():
+    """d(noisy / noise_rate) / d log_ratio = signal_rate / noise_rate · image, along the path: what 2M follows."""
+    small, time = 1e-4, column(0.5).double()
+    noise, image = gaussian(start(), time)
+    per_time = angle(torch.tensor(1.0)) - angle(torch.tensor(0.0))
+    moved = start() + small * per_time * velocity(noise, image, time)
+    change = moved / schedule(time + small)[0] - start() / schedule(time)[0]
+    slope = change / (log_ratio(time + small) - log_ratio(time))
+    assert torch.allclose(slope, log_ratio(time).exp() * image, rtol=1e-3, atol=1e-3)
+
+
+# Drawing ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [DPMSolver(), Ancestral(1.0, seed=3)])

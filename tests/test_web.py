@@ -149,6 +149,27 @@ def test_noise_is_normal(page):
     assert abs(mixed.std() - 1) < 0.02
 
 
+@needs_a_browser
+def test_the_solver_is_of_order_two(page):
+    """In the image that it returns, where images are a Gaussian and the end of the path is known: 80 against 40."""
+    program = """async () => {
+      const { dpmSolver, sample, schedule } = await import("./diffusion.js");
+      const rest = (time) => schedule(time)[0] ** 2 + 0.25 * schedule(time)[1] ** 2;
+      const guess = (noisy, time) => noisy.map((value) => (0.25 * schedule(time)[1] * value) / rest(time));
+      const predict = async (noisy, time) => [noisy, guess(noisy, time)];
+      const end = guess([Math.sqrt(rest(0) / rest(1))], 0)[0];
+      const errors = [];
+      for (const steps of [39, 79]) {
+        const times = Array.from({ length: steps + 1 }, (_, i) => 1 - i / steps);
+        let image;
+        for await ([, image] of sample(predict, [1], times, dpmSolver())) continue;
+        errors.push(Math.abs(image[0] - end));
+      }
+      return errors[0] / errors[1];
+    }"""
+    assert page.evaluate(program) == pytest.approx(4, abs=0.4)
+
+
 # What a reader does -------------------------------------------------------------------------
 
 

@@ -51,18 +51,28 @@ export async function ddim(predict, noisy, time, nextTime) {
   return [mix(image, noise, nextTime), image];
 }
 
-// A step that remembers the last guess, and where guesses are heading: DPM-Solver++ 2M. Lesson 12.
+// The logarithm of signal rate / noise rate. Lesson 12.
+function logRatio(time) {
+  const [noiseRate, signalRate] = schedule(time);
+  return Math.log(signalRate / noiseRate);
+}
+
+// A step that remembers the last guess, and where guesses are heading: DPM-Solver++ 2M. Lesson 12. It asks the
+// network where it ends, and once more before the first step.
 export function dpmSolver() {
-  let last = null;
+  let [now, before] = [null, null]; // the last two guesses, each with its logRatio
   return async function step(predict, noisy, time, nextTime) {
-    const [, image] = await predict(noisy, time);
-    const [[noiseRate, signalRate], [nextNoise, nextSignal]] = [schedule(time), schedule(nextTime)];
-    const [logRatio, nextLogRatio] = [Math.log(signalRate / noiseRate), Math.log(nextSignal / nextNoise)];
-    const ahead = last ? (nextLogRatio - logRatio) / (logRatio - last.logRatio) / 2 : 0; // nothing to remember yet
-    const guess = last ? image.map((value, i) => value + ahead * (value - last.image[i])) : image;
-    last = { logRatio, image };
-    const shrink = nextNoise / noiseRate;
-    return [noisy.map((value, i) => shrink * value + (nextSignal - shrink * signalRate) * guess[i]), guess];
+    now ??= { logRatio: logRatio(time), image: (await predict(noisy, time))[1] };
+    const { logRatio: here, image } = now;
+    const there = logRatio(nextTime);
+    const ahead = before ? (there - here) / (here - before.logRatio) / 2 : 0; // nothing to remember yet
+    const last = before ? before.image : image;
+    const middle = image.map((value, i) => value + ahead * (value - last[i]));
+    const [noiseRate, nextNoiseRate] = [schedule(time)[0], schedule(nextTime)[0]];
+    const growth = Math.exp(there) - Math.exp(here);
+    const next = noisy.map((value, i) => nextNoiseRate * (value / noiseRate + growth * middle[i]));
+    [before, now] = [now, { logRatio: there, image: (await predict(next, nextTime))[1] }];
+    return [next, now.image];
   };
 }
 
