@@ -20,7 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 sys.path.insert(0, str(ROOT))
-from diffusion_course.text import LENGTH, TextDiffusion  # noqa: E402
+from diffusion_course.attention import LENGTH  # noqa: E402
+from diffusion_course.latents import TextToImage  # noqa: E402
 from diffusion_utils import Diffusion  # noqa: E402
 
 SHIPPED = ROOT / "pretrained"
@@ -31,17 +32,28 @@ class Predictor(nn.Module):
 
     def __init__(self, diffusion):
         super().__init__()
-        self.diffusion = diffusion.eval()
+        self.diffusion = diffusion
 
     def forward(self, noisy, time, *condition):
         return self.diffusion.predict_noise(noisy, time, *condition)
 
 
+class Decoder(nn.Module):
+    """What makes an image of a latent, as export wants it."""
+
+    def __init__(self, diffusion):
+        super().__init__()
+        self.autoencoder = diffusion.autoencoder
+
+    def forward(self, latents):
+        return self.autoencoder.decode(latents).clip(0, 1)
+
+
 def load(folder):
-    """The model in `folder`; one that takes a prompt is lesson 15's."""
+    """The model in `folder`; one that takes a prompt is lesson 17's."""
     if "vocabulary" not in json.loads((folder / "config.json").read_text("utf-8")):
-        return Diffusion.from_pretrained(folder)
-    return TextDiffusion.from_pretrained(folder)
+        return Diffusion.from_pretrained(folder).eval()
+    return TextToImage.from_pretrained(folder).eval()
 
 
 def inputs(diffusion):
@@ -49,29 +61,28 @@ def inputs(diffusion):
     size, channels = diffusion.config.image_size, diffusion.config.channels
     tensors = {"noisy": torch.zeros(1, channels, size, size), "time": torch.full((1, 1, 1, 1), 0.5)}
     if hasattr(diffusion.config, "vocabulary"):
-        tensors["tokens"] = torch.zeros(1, LENGTH, dtype=torch.long)
+        tensors["tokens"] = torch.zeros(1, 1 + LENGTH, dtype=torch.long)
+        tensors["tokens"][:, 0] = 1 + len(diffusion.config.vocabulary)  # the start token
     return tensors
 
 
-def network(diffusion):
-    """`diffusion.predict_noise` for one image, as an ONNX model with weights in 32 bits."""
-    tensors = inputs(diffusion)
-    options = dict(input_names=list(tensors), output_names=["noise"], opset_version=20, verbose=False)
+def program(module, tensors, output):
+    """A module for one image, as an ONNX model with weights in 32 bits; `tensors`: its inputs, by name."""
+    options = dict(input_names=list(tensors), output_names=[output], opset_version=20, verbose=False)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # it warns about its own inner parts
-        program = torch.onnx.export(Predictor(diffusion), tuple(tensors.values()), dynamo=True, **options)
-    return program.model_proto
+        return torch.onnx.export(module, tuple(tensors.values()), dynamo=True, **options).model_proto
 
 
 def halve(model):
-    """Keep the weights of convolutions in 16 bits: half the file. They are computed with in 32, as before.
+    """Keep the weights of layers in 16 bits: half the file. They are computed with in 32, as before.
 
     All else stays as it is: the frequencies of `Combine` reach 6,283, where float16 is off by whole turns.
     """
     casts = []
     for weight in model.graph.initializer:
-        if weight.data_type == TensorProto.FLOAT and len(weight.dims) == 4:
+        if weight.data_type == TensorProto.FLOAT and len(weight.dims) > 1:
             name, values = weight.name, numpy_helper.to_array(weight).astype(np.float16)
             weight.CopyFrom(numpy_helper.from_array(values, f"{name}.half"))
             casts.append(helper.make_node("Cast", [weight.name], [name], to=TensorProto.FLOAT))
@@ -85,14 +96,10 @@ def halve(model):
 
 
 def shipped():
-    """The folders of the diffusion models that ship and draw images, not latents; small images first."""
+    """The folders of the diffusion models that ship; small images first."""
     configs = {path.parent: json.loads(path.read_text("utf-8")) for path in SHIPPED.glob("*/config.json")}
-    kind = "course_diffusion"
-    folders = [
-        folder
-        for folder, config in configs.items()
-        if config["model_type"] == kind and config.get("channels", 3) == 3
-    ]
+    kinds = "course_diffusion", "course_text_to_image"
+    folders = [folder for folder, config in configs.items() if config["model_type"] in kinds]
     return sorted(folders, key=lambda folder: (configs[folder]["image_size"], folder.name))
 
 
@@ -100,7 +107,8 @@ def export(folder, target):
     """Write the model in `folder` to `target`; returns what the page must know about it."""
     diffusion = load(folder)
     file = target / f"{folder.name}.onnx"
-    file.write_bytes(halve(network(diffusion)).SerializeToString())
+    model = program(Predictor(diffusion), inputs(diffusion), "noise")
+    file.write_bytes(halve(model).SerializeToString())
     title = (folder / "README.md").read_text("utf-8").split("\n# ")[1].splitlines()[0]
     about = {
         "name": folder.name,
@@ -115,7 +123,11 @@ def export(folder, target):
         "deviation": diffusion.norm.running_var.sqrt().tolist(),
     }
     if hasattr(diffusion.config, "vocabulary"):
-        about |= {"vocabulary": diffusion.config.vocabulary, "length": LENGTH}
+        decoder = target / f"{folder.name}_decoder.onnx"
+        model = program(Decoder(diffusion), {"latents": inputs(diffusion)["noisy"]}, "images")
+        decoder.write_bytes(halve(model).SerializeToString())
+        about |= {"vocabulary": diffusion.config.vocabulary, "length": 1 + LENGTH}
+        about |= {"decoder": f"models/{decoder.name}", "decoder_bytes": decoder.stat().st_size}
     return about
 
 

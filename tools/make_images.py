@@ -3,6 +3,7 @@
     python tools/make_images.py            all of them
     python tools/make_images.py covers     only those that the lessons show
     python tools/make_images.py idea       only the drawing of the whole idea and the films from noise to face
+    python tools/make_images.py system     only the drawing of lesson 17's system
 
 Each lesson's own picture is what its cell with the tag "cover" shows, and the small ones at the top of the
 page of help what its cells with tags such as "fault-noise" show: run `make lessons` first.
@@ -22,10 +23,10 @@ from smaller import smaller
 
 IMAGES = ROOT / "images"
 sys.path.insert(0, str(ROOT))
+from diffusion_course.attention import text_to_image  # noqa: E402
 from diffusion_course.distillation import FEW_STEPS  # noqa: E402
-from diffusion_course.latents import FACE_AUTOENCODER, LATENT_MODEL, decode, encode, load_autoencoder  # noqa: E402
-from diffusion_course.quality import labelled_faces  # noqa: E402
-from diffusion_course.text import WORDS_MODEL, TextDiffusion, text_to_image  # noqa: E402
+from diffusion_course.latents import TEXT_MODEL, TextToImage  # noqa: E402
+from diffusion_course.samplers import DPMSolver  # noqa: E402
 from diffusion_utils import (  # noqa: E402
     LARGE_MODEL,
     SHORT_MODEL,
@@ -38,7 +39,7 @@ from diffusion_utils import (  # noqa: E402
     starting_noise,
 )
 
-PROMPTS = [  # one row each on the card of a model that follows prompts
+PROMPTS = [  # one row each on the card of the model that follows prompts
     "a smiling face with round glasses and blue hair, yellow background",
     "a sad person with a red cap and long white hair",
     "a white afro, sunglasses, an open mouth, a green hoodie",
@@ -198,6 +199,68 @@ def cover(lesson, tag="cover"):
     return whole
 
 
+# The drawing of lesson 17's system --------------------------------------------------------
+
+PARTS = [  # title, million parameters here and in Stable Diffusion 1.5, left, bottom, width, height, colour
+    ("text encoder", "0.8", "123", 2.9, 4.5, 2.6, 1.5, "#dbe7f6"),
+    ("U-Net with attention", "5.4", "860", 6.6, 2.3, 3.1, 1.7, "#f8dfc8"),
+    ("decoder", "0.5", "49", 11.2, 2.3, 2.3, 1.7, "#dcefd9"),
+]
+WAYS = [  # from, to, what is written beside it, and where
+    ((1.95, 5.25), (2.9, 5.25), "", (0, 0)),
+    ((5.5, 5.25), (8.15, 4.0), "a vector for each word", (7.0, 5.2)),
+    ((2.3, 3.1), (6.6, 3.1), "noisy latent", (3.6, 3.35)),
+    ((9.7, 3.1), (11.2, 3.1), "latent", (10.45, 3.35)),
+    ((13.5, 3.1), (14.3, 3.1), "", (0, 0)),
+    ((9.2, 2.3), (7.1, 2.3), "predicted noise: one step of the sampler, 15 to 30 times", (8.15, 0.75)),
+]
+
+
+def system(model):
+    """The parts of the text-to-image system, and of Stable Diffusion, with what goes from one to the next."""
+    figure, axis = plt.subplots(figsize=(10, 4), layout="constrained")
+    axis.set(xlim=(0, 16), ylim=(0.3, 6.5), aspect="equal")
+    axis.axis("off")
+    for title, ours, theirs, left, bottom, width, height, color in PARTS:
+        axis.add_patch(plt.Rectangle((left, bottom), width, height, color=color, ec="#33475c"))
+        text = left + width / 2, bottom + height / 2
+        axis.text(*text, f"{title}\n\n\n", ha="center", va="center", fontsize=10, weight="bold")
+        axis.text(
+            *text,
+            f"\nhere {ours} million parameters\nStable Diffusion {theirs} million",
+            ha="center",
+            va="center",
+            fontsize=7,
+        )
+    for start, end, words, place in WAYS:
+        bend = "arc3,rad=-0.9" if start[0] > end[0] else "arc3,rad=0"
+        style = dict(arrowstyle="-|>", color="#33475c", linewidth=1.5, connectionstyle=bend)
+        axis.annotate("", end, start, arrowprops=style)
+        axis.text(*place, words, ha="center", fontsize=8)
+    axis.text(0.1, 5.25, "round glasses\nand blue hair", va="center", fontsize=10, style="italic")
+    latents, images = [], []
+    noise = starting_noise(model, 1, seed=3)
+
+    def keep(step, noisy, image):
+        latents.append(image)
+
+    prompt = "a smiling face with round glasses and blue hair"
+    images = text_to_image(model, prompt, 1, noise=noise, on_step=keep, sampler=DPMSolver())
+    pictures = [
+        (denormalize(model, noise)[0, :3], (1.5, 3.1), 5),
+        (latents[-1][0, :3], (10.45, 5.0), 4),
+        (images[0], (15.1, 3.1), 1.25),
+    ]
+    for image, place, zoom in pictures:
+        pixels = ((image - 0.5) / 0.6 + 0.5).clip(0, 1) if image.shape[1] == 16 else image
+        shown = OffsetImage(pixels.permute(1, 2, 0).numpy(), zoom=zoom, interpolation="nearest")
+        axis.add_artist(AnnotationBbox(shown, place, frameon=False))
+    file = io.BytesIO()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+    return Image.open(file)
+
+
 def covers():
     """Each lesson's picture, and those at the top of the page of help, small, by their names in images/."""
     pictures = {f"{lesson.stem}.png": cover(lesson) for lesson in LESSONS}
@@ -218,21 +281,17 @@ def models():
     }.items():
         forty = generate(Diffusion.from_pretrained(folder), n=40, seed=1)
         save(sheet(forty.unflatten(0, (4, 10)), scale), folder / "samples.png")
-    diffusion = TextDiffusion.from_pretrained(WORDS_MODEL)
-    rows = [text_to_image(diffusion, prompt, n=10, seed=1) for prompt in PROMPTS]
-    save(sheet(torch.stack(rows), 3), WORDS_MODEL / "samples.png")
-    autoencoder, diffusion = load_autoencoder(), TextDiffusion.from_pretrained(LATENT_MODEL)
-    latents = [text_to_image(diffusion, prompt, n=10, seed=1) for prompt in PROMPTS]
-    save(sheet(torch.stack([decode(autoencoder, row) for row in latents]), 2), LATENT_MODEL / "samples.png")
-    faces = labelled_faces("test", 64)[0][:10]
-    rows = torch.stack([faces, decode(autoencoder, encode(autoencoder, faces))])
-    save(sheet(rows, 2), FACE_AUTOENCODER / "samples.png")
+    model = TextToImage.from_pretrained(TEXT_MODEL)
+    rows = [text_to_image(model, prompt, n=10, sampler=DPMSolver(), seed=1) for prompt in PROMPTS]
+    save(sheet(torch.stack(rows), 2), TEXT_MODEL / "samples.png")
 
 
 if __name__ == "__main__":
-    parts = sys.argv[1:] or ["idea", "models", "covers"]
+    parts = sys.argv[1:] or ["idea", "system", "models", "covers"]
     if "idea" in parts:
         first_pictures()
+    if "system" in parts:
+        save(system(TextToImage.from_pretrained(TEXT_MODEL)), IMAGES / "the_system.png")
     if "models" in parts:
         models()
     if "covers" in parts:
