@@ -22,6 +22,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 
+from diffusion_course.images import seeded
+
 MARK = "checkpoint.json"  # says that a folder is a checkpoint, and of which step: written first, removed last
 FILES = "config.json", "model.safetensors", "training.pt", MARK  # all that a checkpoint holds
 
@@ -33,8 +35,7 @@ def fingerprint(data):
     augmented (lesson 10), what it starts from counts.
     """
     data = data.data if hasattr(data, "augment") else data
-    with torch.random.fork_rng(devices=[]):  # for a data set that turns its images at random
-        torch.manual_seed(0)
+    with seeded(0):  # for a data set that turns its images at random
         pieces = [data[int(i)] for i in np.linspace(0, len(data) - 1, 16)]
     checksum = 0
     while pieces:
@@ -66,7 +67,10 @@ def settings(training):
     """
     loader, config = training.loader, getattr(training.diffusion, "config", PretrainedConfig()).to_dict()
     own = config.keys() - PretrainedConfig().to_dict().keys() - {"steps", "times"}  # these two only draw
+    recipe = vars(training.recipe)
     epochs = training.recipe.epochs if training.recipe.cosine_decay else "any"
+    options = training.optimizer.optimizer.defaults
+    numbers = [name for name, value in options.items() if type(value) in (int, float, tuple)]
     return {
         **{name: config[name] for name in sorted(own)},
         "parameters": sum(parameter.numel() for parameter in training.diffusion.parameters()),
@@ -80,7 +84,8 @@ def settings(training):
         "augment": name_of(getattr(loader.dataset, "augment", None)),
         "loss": name_of(training.accelerator.unwrap_model(training.loss).loss),
         "optimizer": type(training.optimizer.optimizer).__name__,
-        **vars(training.recipe),
+        "optimizer_numbers": {name: options[name] for name in sorted(numbers) if name not in recipe},
+        **recipe,
         "epochs": epochs,
     }
 
@@ -121,21 +126,25 @@ def parts(training):
 
 
 def plain(value):
-    """`value` as a checkpoint can hold it: numbers of NumPy become Python's, arrays become tensors. Lesson 11.
+    """`value` as a checkpoint can hold it, so that it can be read again. Lesson 11.
 
-    Raises TypeError for anything that could not be read again.
+    Numbers of NumPy become Python's, arrays become tensors; what else there may be, such as a path or a date,
+    becomes its text.
     """
     if isinstance(value, dict):
-        return {plain(name): plain(item) for name, item in value.items()}
+        return dict(map(plain, value.items()))
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.as_tensor(value.copy())
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
     if isinstance(value, (list, tuple)):
-        return type(value)([plain(item) for item in value])
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return torch.as_tensor(value)
-    if isinstance(value, (str, int, float, torch.Tensor, torch.dtype, type(None))):
-        return value
-    raise TypeError(f"a checkpoint cannot hold {value!r} of training.history; turn it into numbers or text")
+        return (list if isinstance(value, list) else tuple)(map(plain, value))
+    if isinstance(value, torch.Tensor):
+        return value.detach().as_subclass(torch.Tensor)
+    for kind in (bool, int, float, str):  # their subclasses could not be read again
+        if isinstance(value, kind):
+            return kind(value)
+    return value if value is None or isinstance(value, torch.dtype) else str(value)
 
 
 def write_files(training, folder):
@@ -212,6 +221,11 @@ def load_checkpoint(training, folder):
             kind = type(error).__name__
             warnings.warn(f"{path} cannot be read ({kind}), taking the one before", stacklevel=3)
             continue
+        before.setdefault("optimizer_numbers", now["optimizer_numbers"])  # older checkpoints have none
+        if before["fingerprint"] != now["fingerprint"] != fingerprint(training.loader.dataset):
+            before["fingerprint"] = now[
+                "fingerprint"
+            ]  # its images change from call to call, so they tell nothing
         differ = [
             f"{name}={before.get(name)}, not {now[name]}" for name in now if before.get(name) != now[name]
         ]

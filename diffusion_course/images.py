@@ -3,8 +3,9 @@
 data = get_data(any_images("holiday.zip"))       what cannot be read is left out, and counted
 for path, image, reason in look_through("holiday.zip"):
     ...                                          and this is why
+varied = Augmented(data, mirror)                 each image a little different in each epoch
+copied, places = copies(drawn, data)             which drawings are copies, and of what
 lazy = LazyImages("holiday")                     more images than memory
-varied = Augmented(lazy, augment)                each image a little different in each epoch
 """
 
 import io
@@ -12,9 +13,11 @@ import os
 import random
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,8 +28,10 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from diffusion_utils import open_images, seed_of, square_rgb
+from diffusion_utils import ROOT, open_images, seed_of, square_rgb
 
+EMOJI = ROOT / "data" / "emoji"  # a thousand drawings of animals, food, places, things and flags
+EMOJI_MODEL = ROOT / "pretrained" / "emoji_32"  # the network of lesson 04, trained on them
 HIDDEN = ".", "__MACOSX", "@eaDir", "$RECYCLE.BIN"  # files and folders of the system begin so
 SPLITS = {"train", "training", "valid", "validation", "val", "dev", "test", "testing", "eval"}
 # What Pillow opens only with other programs, tables of weather data, and films.
@@ -88,6 +93,34 @@ def unzipped(path, *changed):
     return folder
 
 
+def open_table(source, split="train"):
+    """The rows of a folder in hub layout, or of a data set on the hub, which is downloaded once. Lesson 10.
+
+    What `datasets` makes of a folder is kept until one of its files is replaced. A warning counts the images and
+    tables there that it puts into no split. Raises ConnectionError where the hub is neither reached nor needed before.
+    """
+    if not Path(source).is_dir():
+        try:
+            return datasets.load_dataset(str(source), split=split)
+        except ConnectionError as error:
+            advice = (
+                "what was loaded before opens offline, and HF_ENDPOINT may name another address of the hub"
+            )
+            raise ConnectionError(f"source: {error}; {advice}") from error
+    files = [file for file in list_files(source) if file.suffix == ".parquet" or can_open(file)]
+    places = [file.stat() for file in files if file.exists()]
+    times = [(place.st_mtime_ns, place.st_ctime_ns, place.st_ino, place.st_size) for place in places]
+    kept = Path(datasets.config.HF_DATASETS_CACHE, f"folder-{zlib.crc32(repr(times).encode()):08x}")
+    builder = datasets.load_dataset_builder(str(source), cache_dir=str(kept))
+    taken = set(map(os.path.realpath, chain(*builder.config.data_files.values())))
+    others = [file.name for file in files if os.path.realpath(file) not in taken]
+    if others:
+        sentence = f"source: {len(others)} files beside its tables are left out, such as {others[0]!r}"
+        warnings.warn(sentence, stacklevel=4)
+    builder.download_and_prepare()
+    return builder.as_dataset(split)
+
+
 def find_images(source, split="train"):
     """The images of `source` as a `datasets.Dataset`; no file is opened yet. Lesson 10.
 
@@ -106,7 +139,7 @@ def find_images(source, split="train"):
             path = Path(unzipped(path, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size).name)
         files = list_files(path) if path.is_dir() else [path]
         if not path.exists() or any(file.suffix == ".parquet" for file in files):
-            return datasets.load_dataset(str(path if path.exists() else source), split=split)
+            return open_table(path if path.exists() else source, split)
         images = [file for file in files if can_open(file)]
         others = Counter(file.suffix.lower() or "no extension" for file in files if not can_open(file))
         some = dict(others.most_common(5))
@@ -273,6 +306,33 @@ class Augmented(torch.utils.data.Dataset):
     def __getitem__(self, index):
         with seeded(seed_of(self.seed, int(self.epoch), index)):
             return self.augment(torch.as_tensor(self.data[index]).clone())
+
+
+def mirror(image):
+    """Left and right exchanged, in half of all cases; for `Augmented`. Lesson 10."""
+    return image.flip(-1) if random.random() < 0.5 else image
+
+
+def swap_colors(image):
+    """Red, green and blue in a random order, so that white stays white; for `Augmented`. Lesson 10."""
+    return image[torch.randperm(3)]
+
+
+def copies(drawn, known):
+    """Which images of `drawn` (N, 3, S, S) are copies of one of `known` (M, 3, S, S), and of which. Lesson 10.
+
+    Returns `(copied, places)`: N truth values, and the place in `known` of the nearest image, which may be mirrored.
+    It counts as a copy's original if it is less than half as far as the second nearest. Distances are those of images
+    averaged down to 16×16, so that single pixels do not matter.
+    """
+    here, there = (
+        torch.nn.functional.adaptive_avg_pool2d(torch.as_tensor(images).cpu(), 16)
+        for images in (drawn, known)
+    )
+    upright = torch.cdist(here.flatten(1), there.flatten(1))
+    mirrored = torch.cdist(here.flatten(1), there.flip(3).flatten(1))
+    distances, places = torch.minimum(upright, mirrored).topk(2, largest=False)
+    return distances[:, 0] < distances[:, 1] / 2, places[:, 0]
 
 
 # Give it away ---------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What a training run of hours or days needs around its loop.
 
 Lesson 11  prepare_folder, stop_button, ignore_signals, enough_memory, progress, same_gradients, compiles,
-           finish, carry_on
+           finish, Loop, saved_steps, carry_on
 
     training = Training(diffusion, loader, epochs=2000)
     for step in carry_on(training, "my_checkpoints"):
@@ -23,6 +23,7 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast, gather_object
 from filelock import FileLock, Timeout
+from torch.utils.data import DistributedSampler
 from tqdm.auto import tqdm
 
 from diffusion_course.checkpoints import FILES, load_checkpoint, remove, save_checkpoint
@@ -42,7 +43,7 @@ def prepare_folder(training, folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
     except OSError as error:
-        busy = "another training run is at work in it (a loop that has a name ends with its close())"
+        busy = "another training run is at work in it"
         reason = busy if isinstance(error, Timeout) else error
         raise OSError(f"cannot write into {folder}: {reason}") from error
     try:
@@ -139,37 +140,26 @@ def compiles(device):
 
 
 def finish(training, together=True):
-    """Give the averaged weights to the model; `together`, all processes get the same. Lesson 11."""
+    """Give the averaged weights to the model; `together`, all processes get the same. Lesson 11.
+
+    A run of so few steps that BatchNorm's statistics are not there yet, which forget a tenth in each, says so.
+    """
     for buffer in training.average.module.buffers() if together else ():
         broadcast(buffer)  # BatchNorm's statistics, from the first process to all
     training.finish()
-    if training.step < len(training) and training.accelerator.is_main_process:
-        tqdm.write(f"Stopped after {training.step} of {len(training)} steps.")
+    counts = any(hasattr(part, "running_mean") for part in training.diffusion.modules())
+    sentence = ""
+    if training.step < len(training):
+        sentence = f"Stopped after {training.step} of {len(training)} steps."
+    elif training.step < 45 and counts:
+        sentence = f"{training.step} steps are few: BatchNorm knows the images' colours after 45 or so."
+    if sentence and training.accelerator.is_main_process:
+        tqdm.write(sentence)
 
 
-def carry_on(training, folder, every=1000):
-    """Loop over `training`, and keep its state in `folder`: the same loop again carries on. Lesson 11.
-
-        for step in carry_on(training, "my_checkpoints"):
-            ...
-
-    A checkpoint is written every `every` steps, at the end, when the loop is left by `break` (but one that
-    has a name, as in `tqdm(carry_on(...))`, only by its `close()`), and when the stop button is pressed or
-    SIGTERM comes. Without a cosine, you may ask for more epochs later. `folder` may hold other things; none
-    of them is ever removed. `training.history` gets the "seconds" that it all took. In the end the model
-    holds the averaged weights.
-
-    On a CPU a training run that was stopped or killed ends with the same bits as one that was not. That is
-    not promised with another number of threads or processes, another CPU, precision or version of PyTorch;
-    nor for a loss that counts its calls, nor for a data set that throws dice of its own without a seed that
-    follows from the epoch and the image's number.
-
-    Raises ValueError for a checkpoint of another training run, or when hosts see different folders;
-    FloatingPointError for a loss or weights that are not finite; OSError, at the start where that can be
-    known, when a checkpoint cannot be written, or another training run uses the folder; RuntimeError when a
-    batch does not fit into the GPU's memory. (After a `break`, Python can only print an error, not raise it.)
-    """
-    folder, left = Path(folder).expanduser().absolute(), False
+def saved_steps(training, folder, every):
+    """Take the steps of `carry_on`, one by one, and save every so many of them. Lesson 11."""
+    left = False
     main, size = training.accelerator.is_main_process, training.loader.total_batch_size
     workers = training.loader.base_dataloader
     workers.worker_init_fn = partial(ignore_signals, workers.worker_init_fn)
@@ -198,3 +188,43 @@ def carry_on(training, folder, every=1000):
                 if last:
                     break
     finish(training, together=not left)
+
+
+class Loop:
+    """What can be looped over again and again: each loop takes a new `generator()`. Lesson 11.
+
+    Python closes a generator after a `break` only where no name holds it any longer; in this loop none does.
+    """
+
+    def __init__(self, generator):
+        self.generator = generator
+
+    def __iter__(self):
+        return self.generator()
+
+
+def carry_on(training, folder, every=1000):
+    """Loop over `training`, and keep its state in `folder`: the same loop again carries on. Lesson 11.
+
+        for step in carry_on(training, "my_checkpoints"):
+            ...
+
+    A checkpoint is written every `every` steps, at the end, when the loop is left by `break`, and when the
+    stop button is pressed or SIGTERM comes. Without a cosine, you may ask for more epochs later. `folder` may
+    hold other things; none of them is ever removed. `training.history` gets the "seconds" that it all took. In
+    the end the model holds the averaged weights.
+
+    On a CPU a training run that was stopped or killed ends with the same bits as one that was not. That is
+    not promised with another number of threads or processes, another CPU, precision or version of PyTorch;
+    nor for a loss that counts its calls, nor for a data set, a sampler or a batch sampler that throws dice of its
+    own without a seed that follows from the epoch and the image's number.
+
+    Raises ValueError for a checkpoint of another training run, for a DistributedSampler, since Accelerate shares
+    the batches itself, or when hosts see different folders; FloatingPointError for a loss or weights that are not
+    finite; OSError, at the start where that can be known, when a checkpoint cannot be written, or another training
+    run uses the folder; RuntimeError when a batch does not fit into the GPU's memory. (After a `break`, Python can
+    only print an error, not raise it.)
+    """
+    if isinstance(training.sampler, DistributedSampler):
+        raise ValueError("loader: leave out its DistributedSampler; the processes share each batch already")
+    return Loop(partial(saved_steps, training, Path(folder).expanduser().absolute(), every))

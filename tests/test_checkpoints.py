@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
 import sys
 import threading
+from collections import namedtuple
 from dataclasses import asdict
 from functools import partial, wraps
 from pathlib import Path
@@ -30,6 +32,8 @@ from helpers import (
     same,
     tiny,
 )
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 import train as command
 from diffusion_course import long_runs
@@ -168,14 +172,13 @@ def test_break_saves(tmp_path, whole, capsys, stop, again):
     assert same(training.diffusion, whole.diffusion) and training.history["loss"] == whole.history["loss"]
 
 
-def test_a_loop_with_a_name_ends_with_its_close(tmp_path, whole):
+@pytest.mark.parametrize("wrap", [list, enumerate, tqdm, zip], ids=["a name", "enumerate", "tqdm", "zip"])
+def test_a_loop_that_something_holds(tmp_path, whole, wrap):
+    """A `break` ends it all the same: it saves, and another run may begin."""
     loop = carry_on(new_training(), tmp_path)
-    for step in loop:
-        if step == 6:
+    for number, _ in enumerate(loop if wrap is list else wrap(loop), 1):
+        if number == 6:
             break
-    with pytest.raises(OSError, match="another training run .*a loop that has a name ends with its close"):
-        go_on(tmp_path)
-    loop.close()
     assert names(tmp_path) == ["step-00000006"] and ends_as(whole, tmp_path)
 
 
@@ -222,7 +225,7 @@ def test_two_runs_in_one_folder(tmp_path, whole):
         if step == 6:
             before = contents(tmp_path)
             with pytest.raises(OSError, match="cannot write into .*: another training run is at work in it"):
-                next(carry_on(second, tmp_path))
+                next(iter(carry_on(second, tmp_path)))
             assert contents(tmp_path) == before and second.step == 0
             go_on(tmp_path / "other", epochs=1)  # another folder, even in this one, is free
             break
@@ -284,7 +287,7 @@ def test_numbers_of_numpy(tmp_path, whole):
         if step == 6:
             break
     again = new_training(**numbers)
-    next(carry_on(again, tmp_path))
+    next(iter(carry_on(again, tmp_path)))
     assert len(again.history["mine"]) == 6 and again.history["mine"][2][::2] == (3.0, "x")
     assert ends_as(whole, tmp_path)
 
@@ -294,8 +297,47 @@ def test_plain():
     assert (
         kept["a"] == (0.5, [True, None, "x", 7]) and type(kept["a"][0]) is float and torch.is_tensor(kept[1])
     )
-    with pytest.raises(TypeError, match="cannot hold .*Path.*; turn it into numbers or text"):
-        plain({"files": [Path("x")]})
+
+
+@pytest.mark.parametrize("thing, read", [
+    (Path("x"), "x"), (np.datetime64("2020-01-01"), "2020-01-01"), (np.array(["a", "b"]), ["a", "b"]),
+    (signal.SIGINT, 2), (namedtuple("Pair", "x y")(1, np.int8(2)), (1, 2)), (np.str_("x"), "x"), ({3}, "{3}"),
+    (torch.ones(1, requires_grad=True) * 2, torch.tensor([2.0])), (np.arange(3)[::-1], torch.tensor([2, 1, 0])),
+])  # fmt: skip
+def test_whatever_the_history_holds_can_be_read_again(tmp_path, thing, read):
+    torch.save(plain({"history": thing}), tmp_path / "state.pt")
+    again = torch.load(tmp_path / "state.pt", weights_only=True)["history"]
+    assert type(again) is type(read)
+    assert torch.equal(again, read) if torch.is_tensor(read) else again == read
+
+
+class Dice(torch.utils.data.Dataset):
+    """Images that are other ones each time, by dice of four kinds."""
+
+    def __init__(self, kind):
+        own = np.random.default_rng()
+        self.throw = {
+            "python": random.random,
+            "numpy": np.random.rand,
+            "torch": torch.rand,
+            "own": own.random,
+        }[kind]
+        self.arguments = [()] if kind == "torch" else []
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, index):
+        return torch.full((3, 8, 8), float(self.throw(*self.arguments)))
+
+
+@pytest.mark.parametrize("kind", ["python", "numpy", "torch", "own"])
+def test_data_that_throw_dice_go_on(tmp_path, kind):
+    for _ in range(2):
+        for step in carry_on(Training(tiny(), DataLoader(Dice(kind), 8), epochs=3), tmp_path):
+            if step == 5:
+                break
+    assert names(tmp_path) == ["step-00000005", "step-00000012"]
 
 
 def test_names_and_fingerprints():
@@ -345,6 +387,10 @@ def sgd(model, recipe):
     return torch.optim.SGD(model.parameters(), recipe.lr)
 
 
+def betas(model, recipe):
+    return torch.optim.AdamW(model.parameters(), recipe.lr, betas=(0.5, 0.9), fused=True)
+
+
 def turned():
     batches = loader()
     batches.dataset[0] += 0.01
@@ -360,6 +406,7 @@ def turned():
     ({"loss": squared}, "loss=l1_loss, not squared"),
     ({"loss": partial(l1_loss, late=2)}, "loss=l1_loss, not l1_loss {'late': 2}"),
     ({"optimizer": sgd}, "optimizer=AdamW, not SGD"),
+    ({"optimizer": betas}, r"run: optimizer_numbers=\{'betas': \(0.9, 0.999\), .*not \{'betas': \(0.5, 0.9\)"),
     ({"loader": loader(count=40)}, "images=32, not 40; fingerprint="),
     ({"loader": turned()}, r"training run: fingerprint=\d+, not \d+\. Take another folder$"),
     ({"loader": loader(batch_size=16)}, "batch_size=8, not 16"),
@@ -376,6 +423,30 @@ def test_another_run_is_refused_by_name(tmp_path, options, message):
     with pytest.raises(ValueError, match=message) as error:
         list(carry_on(Training(*parts, **{"epochs": 5, "lr": 5e-3, **recipe}), tmp_path))
     assert len(str(error.value).splitlines()) == 1 and contents(tmp_path) == before
+
+
+def test_checkpoints_from_before_optimizer_numbers_go_on(tmp_path, whole):
+    go_on(tmp_path, epochs=2)
+    path = tmp_path / "step-00000008" / "training.pt"
+    state = torch.load(path, weights_only=True)
+    del state["settings"]["optimizer_numbers"]
+    torch.save(state, path)
+    assert ends_as(whole, tmp_path)
+
+
+def test_a_distributed_sampler_is_refused(tmp_path):
+    """Each process would see a part of its part."""
+    data = loader().dataset
+    sampler = torch.utils.data.DistributedSampler(data, num_replicas=2, rank=0)
+    with pytest.raises(ValueError, match="loader: leave out its DistributedSampler"):
+        carry_on(Training(tiny(), DataLoader(data, 8, sampler=sampler)), tmp_path)
+
+
+def test_few_steps_are_named(tmp_path, capsys):
+    go_on(tmp_path)
+    assert "20 steps are few: BatchNorm" in capsys.readouterr().out
+    go_on(tmp_path, epochs=12)
+    assert "few" not in capsys.readouterr().out
 
 
 def test_a_cosine_is_bound_to_its_epochs(tmp_path):

@@ -18,7 +18,18 @@ from helpers import good, gradient, names, same, tiny
 from PIL import Image, ImageCms
 
 from diffusion_course import images
-from diffusion_course.images import Augmented, LazyImages, any_images, eight_bits, look_through, publish
+from diffusion_course.images import (
+    EMOJI,
+    Augmented,
+    LazyImages,
+    any_images,
+    copies,
+    eight_bits,
+    look_through,
+    mirror,
+    publish,
+    swap_colors,
+)
 from diffusion_course.long_runs import carry_on
 from diffusion_utils import TOY_FACES, Training, get_data, get_loader
 
@@ -126,6 +137,52 @@ def test_tables(tmp_path):
             assert get_data(any_images(source), size=8).shape == (2, 3, 8, 8)
     reasons = {reason for _, _, reason in look_through(rows, 8)}
     assert reasons == {"", "it is not an image"}
+
+
+def table(path, *colors):
+    """A table of small images, one of each colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = {"image": [Image.new("RGB", (4, 4), color) for color in colors]}
+    datasets.Dataset.from_dict(rows, datasets.Features(image=datasets.Image())).to_parquet(path)
+
+
+def test_a_table_that_changes(tmp_path):
+    """Even with the time and size of the one before, of which `datasets` has made a copy."""
+    path, shown = tmp_path / "train.parquet", []
+    for color in ("black", "white"):
+        table(path, color)
+        os.utime(path, ns=(10**18, 10**18))
+        shown.append(any_images(tmp_path))
+    assert [get_data(rows, size=4).mean() for rows in shown] == [0, 1]
+
+
+@pytest.mark.parametrize("tables, images, rows, words", [
+    (["train.parquet"], TWENTY[:3], 2, "3 files beside its tables are left out, such as '00.png'"),
+    (["a.parquet"], TWENTY[:3], 3, "1 files beside its tables are left out, such as 'a.parquet'"),
+    (["train_a.parquet", "test_a.parquet", "more.parquet"], [], 2, "1 files beside .*, such as 'more.parquet'"),
+    (["data/train-0.parquet", "data/test-0.parquet"], [], 2, None),
+])  # fmt: skip
+def test_what_a_table_has_beside_it(tmp_path, tables, images, rows, words):
+    for name in tables:
+        table(tmp_path / name, "red", "blue")
+    save(tmp_path, *images)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        assert len(any_images(tmp_path)) == rows
+    sentences = [str(warning.message) for warning in caught if warning.category is UserWarning]
+    assert len(sentences) == bool(words) and all(re.search(words, sentence) for sentence in sentences)
+
+
+def test_a_hub_that_is_not_reached(tmp_path, monkeypatch):
+    def unreached(*arguments, **options):
+        raise ConnectionError("Couldn't reach 'me/faces' on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreached)
+    with pytest.raises(
+        ConnectionError,
+        match="reach 'me/faces' on the Hub; what was loaded before opens offline, .*HF_ENDPOINT",
+    ):
+        any_images("me/faces")
 
 
 @pytest.mark.parametrize("files, sentence", [
@@ -327,6 +384,57 @@ def test_lazy_is_the_same_as_at_once():
     assert len(lazy) == 1000 and all(np.array_equal(lazy[i], at_once[i]) for i in range(5))
     batch = next(iter(get_loader(lazy, 8)))
     assert batch.shape == (8, 3, 16, 16) and 0 <= batch.min() and batch.max() <= 1
+
+
+# The emoji ------------------------------------------------------------------------------
+
+
+def test_the_emoji_are_as_their_card_says():
+    card = (EMOJI / "README.md").read_text(encoding="utf-8")
+    for split, count in {"train": 894, "test": 178}.items():
+        rows = datasets.load_dataset(str(EMOJI), split=split)
+        names = rows.features["category"].names
+        counts = [rows["category"].count(number) for number in range(len(names))]
+        line = " | ".join(map(str, [f"| `{split}`", *counts, f"{count} |"]))
+        assert line in card and sum(counts) == len(rows) == count
+        assert {image.size for image in rows["image"]} == {(64, 64)}
+    assert (EMOJI / "LICENSE").is_file() and (EMOJI / "LICENSE-emoji-data").is_file()
+    assert sum(path.stat().st_size for path in EMOJI.rglob("*") if path.is_file()) < 3e6
+
+
+def test_no_emoji_of_the_test_is_in_training():
+    train, test = (get_data(EMOJI, split=split, size=32) for split in ("train", "test"))
+    flat = train.reshape(len(train), -1)
+    assert min(np.abs(flat - image.reshape(1, -1)).mean(1).min() for image in test) > 0.02
+
+
+# Others of the same kind, and the same again --------------------------------------------
+
+
+def pool(count, seed=0):
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def test_copies_are_found_and_others_are_not():
+    known, new = pool(20), pool(20, seed=1)
+    noisy = (known + 0.1 * (pool(20, seed=2) - 0.5)).clip(0, 1)
+    for drawn in (known, known.flip(3), noisy):
+        copied, places = copies(drawn, known)
+        assert copied.all() and places.tolist() == list(range(20))
+    copied, places = copies(new.numpy(), known.numpy())
+    assert not copied.any() and places.shape == (20,)
+
+
+def test_mirror_and_swap_colors_keep_what_they_should():
+    image = torch.cat([pool(1)[0, :, :16], torch.ones(3, 16, 32)], dim=1)
+    mirrored = [mirror(image) for _ in range(40)]
+    assert {torch.equal(one, image) for one in mirrored} == {True, False}
+    assert all(torch.equal(one, image) or torch.equal(one, image.flip(-1)) for one in mirrored)
+    swapped = [swap_colors(image) for _ in range(60)]
+    assert len({tuple(one[:, 0, 0].tolist()) for one in swapped}) == 6
+    assert all(
+        (one[:, 16:] == 1).all() and torch.equal(one.sort(0).values, image.sort(0).values) for one in swapped
+    )
 
 
 def vary(image):
