@@ -19,7 +19,6 @@ import time
 import torch
 from common import ROOT, fresh, judged, middle, publish, spread
 from PIL import Image
-from torch import nn
 from words import draw, muon_for_hidden, words_loss
 
 SECONDS, SEEDS = 600, (0, 1, 2)
