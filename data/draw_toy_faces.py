@@ -588,6 +588,170 @@ def draw_face(attributes):
     return Image.fromarray(np.ascontiguousarray(even.astype(np.uint8).transpose(1, 2, 0)))
 
 
+# ---------------------------------------------------------------- faults that a child would point at
+
+FAULTS = ["none", "hair", "background", "eyes", "smear"]  # what draw_fault can draw
+
+
+def draw_fault(attributes, fault, seed):
+    """Draw one face with a fault from FAULTS: (64x64 RGB PIL image, colour of the left eye, of the right).
+
+    hair, background: two colours where one belongs. eyes: they are no pair, since one is of another colour,
+    looks elsewhere, sits elsewhere, is gone or has a lens of its own. smear: parts run into each other, or
+    something of another face shines through. Left and right are those of the image; an eye that cannot be
+    told is None. "none" draws the face as it is. The same arguments give the same image. Returns None for a
+    face that cannot have the fault, such as two hair colours on a bald head.
+    """
+    rng = random.Random(f"toy-faces-fault-{fault}-{seed}")
+    a = {k: attributes[k] if isinstance(attributes[k], str) else CHOICES[k][attributes[k]] for k in CHOICES}
+    a.update((k, round(float(attributes[k]), 2)) for k in NUMBERS)
+    if (
+        a["hair_style"] in ("bald", "buzz")
+        and fault == "hair"
+        or a["glasses"] == "sunglasses"
+        and fault == "eyes"
+    ):
+        return None
+    image = draw_face(a)
+    if fault == "none":
+        return image, *_eyes_of(a)
+    face = np.asarray(image, float)
+    draw = {"hair": _two_hairs, "background": _two_backgrounds, "eyes": _odd_eyes, "smear": _smeared}[fault]
+    for _ in range(8):
+        faulty, eyes = draw(face, a, rng)
+        if _visible(face, faulty) >= (4 if fault == "eyes" else 16):
+            return Image.fromarray((faulty + 0.5).clip(0, 255).astype(np.uint8)), *eyes
+    return None
+
+
+def _eyes_of(a):
+    """The colours of the two eyes, where they can be seen."""
+    return [None if a["glasses"] == "sunglasses" else a["eye_color"]] * 2
+
+
+def _visible(one, two):
+    """How many of the 32x32 blocks of pixels differ so much that one sees it."""
+    difference = (one - two).reshape(SIZE // 2, 2, SIZE // 2, 2, 3).mean((1, 3))
+    return int((abs(difference).max(axis=2) > 45).sum())
+
+
+def _smooth(grid, size=SIZE):
+    """A small grid of numbers, drawn out to size x size with soft transitions in between."""
+    grid = np.array(grid, float)
+    for _ in range(2):
+        places = np.linspace(0, len(grid) - 1, size)
+        low = places.astype(int).clip(max=len(grid) - 2)
+        share = (places - low) ** 2 * (3 - 2 * (places - low))
+        grid = (grid[low] * (1 - share)[:, None] + grid[low + 1] * share[:, None]).T
+    return grid
+
+
+def _field(rng, cells):
+    """A smooth random field, about -1 to 1, with hills the size of SIZE / cells."""
+    return _smooth([[2 * rng.random() - 1 for _ in range(cells + 1)] for _ in range(cells + 1)])
+
+
+def _blot(rng, cx, cy, radius, soft):
+    """A blot with a ragged edge: 1 inside, 0 outside, `soft` pixels between."""
+    rows, columns = np.mgrid[:SIZE, :SIZE] + 0.5
+    far = np.sqrt((columns - cx) ** 2 + (rows - cy) ** 2) + 0.4 * radius * _field(rng, 8)
+    return (0.5 - (far - radius) / soft).clip(0, 1)[..., None]
+
+
+def _two_hairs(face, a, rng):
+    return _two_colors(face, a, rng, "hair_color", HAIR), _eyes_of(a)
+
+
+def _two_backgrounds(face, a, rng):
+    return _two_colors(face, a, rng, "background", BACKGROUNDS), _eyes_of(a)
+
+
+def _two_colors(face, a, rng, column, colors):
+    """Parts in another colour, with an edge that is hard or soft, straight or ragged."""
+    others = [name for name in colors if _distance(colors[name], colors[a[column]]) > 90]
+    second = np.asarray(draw_face({**a, column: others[int(rng.random() * len(others))]}), float)
+    differs = (abs(second - face).max(axis=2) > 40).astype(float)
+    rows, columns = (np.mgrid[:SIZE, :SIZE] - SIZE / 2) / (SIZE / 2)
+    for _ in range(8):
+        tilt = [2 * rng.random() - 1 for _ in range(2)]
+        edge = tilt[0] * rows + tilt[1] * columns + rng.random() * _field(rng, 5) + 0.8 * rng.random() - 0.4
+        mask = (0.5 + edge * (1 + 14 * rng.random() ** 2)).clip(0, 1)
+        if 0.2 < (mask * differs).sum() / max(differs.sum(), 1) < 0.8:
+            break
+    return face + mask[..., None] * (second - face)
+
+
+def _odd_eyes(face, a, rng):
+    """One eye is not like the other."""
+    side = 1 if rng.random() < 0.5 else -1
+    scale = ZOOM * a["head_scale"]
+    cx, cy = 32 + a["head_x"] + side * 7 * scale, 32.5 + a["head_y"] + 1.2 * scale
+    kind = ["color", "color", "gaze", "place", "gone", "lens"][int(rng.random() * 6)]
+    other, radius = dict(a), (7.5, 6)
+    if kind == "color":
+        colors = [name for name in EYES if _distance(EYES[name], EYES[a["eye_color"]]) > 75]
+        other["eye_color"] = colors[int(rng.random() * len(colors))]
+    if kind in ("color", "gaze") and (kind == "gaze" or rng.random() < 0.5):
+        other["gaze"] = a["gaze"] + (1.2 + 0.8 * rng.random()) * (-1 if a["gaze"] > 0 else 1)
+    if kind == "place":
+        other["head_y"] = a["head_y"] + (2.5 + 2 * rng.random()) * (1 if rng.random() < 0.5 else -1)
+        other["head_x"] = a["head_x"] + 4 * rng.random() - 2
+    if kind == "lens":
+        choices = [name for name in CHOICES["glasses"] if name != a["glasses"]]
+        other["glasses"] = choices[int(rng.random() * len(choices))]
+        radius = (9, 9)
+    rows, columns = np.mgrid[:SIZE, :SIZE] + 0.5
+    far = np.sqrt(((columns - cx) / radius[0]) ** 2 + ((rows - cy) / radius[1]) ** 2)
+    mask = (0.5 + (1 - far) * (2 + 4 * rng.random())).clip(0, 1)[..., None]
+    if kind == "gone":  # washed out, up to a blot of skin
+        second = _run(face, rng, 5 + 4 * rng.random())
+    else:
+        second = np.asarray(draw_face(other), float)
+    eyes, place = _eyes_of(a), (side + 1) // 2
+    eyes[place] = None if kind == "gone" else _eyes_of(other)[place]
+    return face + mask * (second - face), eyes
+
+
+def _run(face, rng, reach):
+    """The face as if wiped with a wet finger: each pixel is a mean along a short line."""
+    dx, dy = [(2 * rng.random() - 1) * reach for _ in range(2)]
+    length = math.sqrt(dx * dx + dy * dy)
+    dx, dy = dx * reach / length, dy * reach / length
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    wiped = np.zeros_like(face)
+    for share in np.linspace(-1, 1, 11):
+        moved = (rows + share * dy).round().astype(int), (columns + share * dx).round().astype(int)
+        wiped += face[moved[0].clip(0, SIZE - 1), moved[1].clip(0, SIZE - 1)] / 11
+    return wiped
+
+
+def _smeared(face, a, rng):
+    """A part of the head runs, is pushed about, shows another face, or is covered with blotches."""
+    kind = ["run", "push", "ghost", "blotches"][int(rng.random() * 4)]
+    if kind == "run":
+        second = _run(face, rng, 4 + 5 * rng.random())
+    elif kind == "push":
+        rows, columns = np.mgrid[:SIZE, :SIZE]
+        reach = 7 + 6 * rng.random()
+        cells = 4 + int(rng.random() * 8)
+        moved = [(grid + reach * _field(rng, cells)).round().astype(int) for grid in (rows, columns)]
+        second = face[moved[0].clip(0, SIZE - 1), moved[1].clip(0, SIZE - 1)]
+    elif kind == "ghost":
+        other = sample_attributes("ghost", int(rng.random() * 10**6))
+        if rng.random() < 0.7:  # of the same colours, so that only the shapes disagree
+            kept = ("skin_tone", "hair_color", "background", "backdrop", "eye_color")
+            other |= {name: a[name] for name in kept}
+        second = np.asarray(draw_face(other), float)
+        second = face + (0.35 + 0.3 * rng.random()) * (second - face)
+    else:
+        colors = [160 * (0.5 + rng.random()) * _field(rng, 6 + int(rng.random() * 10)) for _ in range(3)]
+        share = rng.random()  # from grey to many colours
+        second = face + np.stack([share * color + (1 - share) * colors[0] for color in colors], axis=2) / 2
+    cx, cy = 32 + 24 * rng.random() - 12, 30 + 32 * rng.random() - 16
+    mask = _blot(rng, cx, cy, 9 + 14 * rng.random(), 2 + 6 * rng.random())
+    return face + mask * (second.clip(0, 255) - face), [None, None]
+
+
 def draw_sheet(rows=10, columns=20, split="train", first=0):
     """Return one image with rows x columns faces of a split."""
     sheet = Image.new("RGB", (columns * SIZE, rows * SIZE))
