@@ -1,7 +1,7 @@
 """Text to image by latent diffusion, in the order of lesson 17.
 
 Lesson 17  latents:    ConvBlock, Autoencoder, activations, autoencoder_loss, encode, decode
-           network:    ConditionedBlock, Level, AttentionUNet
+           network:    ConditionedBlock, Level, embed_time, AttentionUNet
            system:     TextToImage, line_times, flow_loss
 
 A latent is an image, too: a quarter as wide and high, four numbers in [0, 1] in each place. So whatever draws images
@@ -19,7 +19,7 @@ import math
 import torch
 from torch import nn
 
-from diffusion_course.attention import SpatialAttention, TextEncoder
+from diffusion_course.attention import LENGTH, SpatialAttention, TextEncoder
 from diffusion_utils import ROOT, Diffusion, DiffusionConfig, mix, schedule
 
 TEXT_MODEL = ROOT / "pretrained" / "text_to_image_64"  # a TextToImage
@@ -114,7 +114,8 @@ def autoencoder_loss(layers, perceptual=0.05, noise=0.12):
         with torch.no_grad():
             targets = activations(layers, images)
         pairs = zip(activations(layers, rebuilt), targets)
-        return pixels + perceptual * sum((seen - target).abs().mean() / target.mean() for seen, target in pairs)
+        shares = [(seen - target).abs().mean() / target.mean() for seen, target in pairs]
+        return pixels + perceptual * sum(shares)
 
     return loss
 
@@ -173,6 +174,13 @@ class Level(nn.Module):
         return x if self.attention is None else self.attention(x, words, mask)
 
 
+def embed_time(time):
+    """Sines and cosines of times (N,) at 32 frequencies from 1 to 1000: (N, 64). Vaswani et al. 2017. Lesson 17."""
+    frequencies = torch.linspace(0.0, math.log(1000), 32, device=time.device).exp()
+    angles = time[:, None] * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
+
+
 class AttentionUNet(nn.Module):
     """The U-Net of latent diffusion, which looks at the words of a prompt on all levels but the first. Lesson 17.
 
@@ -182,8 +190,6 @@ class AttentionUNet(nn.Module):
 
     def __init__(self, widths=(64, 128, 192), channels=4, text_width=128, size=256):
         super().__init__()
-        frequencies = torch.linspace(0.0, math.log(1000), 32).exp()
-        self.register_buffer("frequencies", frequencies, persistent=False)
         self.time1 = nn.Linear(64, size)
         self.time2 = nn.Linear(size, size)
         self.text = nn.Linear(text_width, size)
@@ -203,9 +209,7 @@ class AttentionUNet(nn.Module):
         nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, x, time, words, mask, pooled):
-        angles = time[:, None] * self.frequencies
-        embedding = torch.cat((angles.sin(), angles.cos()), dim=1)
-        embedding = self.time2(nn.functional.silu(self.time1(embedding)))
+        embedding = self.time2(nn.functional.silu(self.time1(embed_time(time))))
         condition = nn.functional.silu(embedding + self.text(pooled))
         x, skips = self.conv_in(x), []
         for i, level in enumerate(self.down):
@@ -244,8 +248,9 @@ class TextToImageConfig(DiffusionConfig):
 class TextToImage(Diffusion):
     """Text encoder, network and autoencoder in one: `generate` draws latents, `decode` makes images of them. Lesson 17.
 
-    `network(noisy, time, tokens)` takes the tokens (N, L) of prompts, or (1, L) for all; without them it draws
-    anything. It predicts noise - latent, and looks at noisy latents as they lie on the straight line between the two.
+    `network(noisy, time, tokens)` takes the tokens (N, L) of prompts, or (1, L) for all, or the three things that
+    `encode_condition` has made of them; without any it draws anything. It predicts noise - latent, and looks at noisy
+    latents as they lie on the straight line between the two.
     """
 
     config_class = TextToImageConfig
@@ -255,14 +260,19 @@ class TextToImage(Diffusion):
         super().__init__(config)
         del self.combine
         self.unet = AttentionUNet(config.widths, config.channels)
-        self.encoder = TextEncoder(len(config.vocabulary) + 2)  # the start token, also one for mirrored images
+        self.encoder = TextEncoder(len(config.vocabulary) + 2)  # two start tokens, one for mirrored images
         self.autoencoder = Autoencoder(channels=config.channels)
         self.post_init()
 
-    def network(self, noisy, time, tokens=None):
+    def encode_condition(self, tokens=None):
         if tokens is None:
-            tokens = torch.full((1, 1), len(self.config.vocabulary) + 1, device=noisy.device)
-        words, mask, pooled = (part.expand(len(noisy), *part.shape[1:]) for part in self.encoder(tokens))
+            tokens = torch.zeros(1, 1 + LENGTH, dtype=torch.long, device=self.device)
+            tokens[:, 0] = len(self.config.vocabulary) + 1
+        return self.encoder(tokens)
+
+    def network(self, noisy, time, tokens=None, mask=None, pooled=None):
+        encoded = self.encode_condition(tokens) if mask is None else (tokens, mask, pooled)
+        words, mask, pooled = (part.expand(len(noisy), *part.shape[1:]) for part in encoded)
         noise_rate, signal_rate = schedule(time)
         length = noise_rate + signal_rate
         return self.unet(noisy / length, (noise_rate / length).flatten(), words, mask, pooled)

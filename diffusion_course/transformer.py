@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from diffusion_course.attention import Attention
-from diffusion_course.latents import TextToImage
+from diffusion_course.latents import TextToImage, embed_time
 from diffusion_utils import ROOT
 
 DIT_MODEL = ROOT / "pretrained" / "dit_64"  # a DiffusionTransformer
@@ -67,8 +67,6 @@ class DiT(nn.Module):
     ):
         super().__init__()
         self.patch = patch
-        frequencies = torch.linspace(0.0, math.log(1000), 32).exp()
-        self.register_buffer("frequencies", frequencies, persistent=False)
         self.time1 = nn.Linear(64, size)
         self.time2 = nn.Linear(size, size)
         self.text = nn.Linear(text_width, size)
@@ -82,9 +80,7 @@ class DiT(nn.Module):
         nn.init.zeros_(self.patches_out.bias)
 
     def forward(self, x, time, words, mask, pooled):
-        angles = time[:, None] * self.frequencies
-        embedding = torch.cat((angles.sin(), angles.cos()), dim=1)
-        embedding = self.time2(nn.functional.silu(self.time1(embedding)))
+        embedding = self.time2(nn.functional.silu(self.time1(embed_time(time))))
         condition = nn.functional.silu(embedding + self.text(pooled))
         patches = self.patches_in(patchify(x, self.patch)) + self.positions
         mask = torch.cat((mask.new_ones(patches.shape[:2]), mask), dim=1)

@@ -204,6 +204,10 @@ def test_saved_and_loaded(tmp_path):
     model.save_pretrained(tmp_path)
     again = TextToImage.from_pretrained(tmp_path)
     assert same(again, model) and again.config.vocabulary == WORDS
+    noisy, time = torch.randn(2, 4, 8, 8), torch.rand(2, 1, 1, 1)
+    for weight in (*model.parameters(), *again.parameters()):
+        nn.init.constant_(weight, 0.1)
+    assert torch.equal(again.eval().network(noisy, time), model.eval().network(noisy, time))
 
 
 # What ships -----------------------------------------------------------------------------

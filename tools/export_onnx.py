@@ -76,16 +76,18 @@ def program(module, tensors, output):
 
 
 def halve(model):
-    """Keep the weights of layers in 16 bits: half the file. They are computed with in 32, as before.
+    """Keep the weights of convolutions in 16 bits, and others that fit: half the file. They are computed with in 32, as before.
 
     All else stays as it is: the frequencies of `Combine` reach 6,283, where float16 is off by whole turns.
     """
     casts = []
     for weight in model.graph.initializer:
         if weight.data_type == TensorProto.FLOAT and len(weight.dims) > 1:
-            name, values = weight.name, numpy_helper.to_array(weight).astype(np.float16)
-            weight.CopyFrom(numpy_helper.from_array(values, f"{name}.half"))
-            casts.append(helper.make_node("Cast", [weight.name], [name], to=TensorProto.FLOAT))
+            name, values = weight.name, numpy_helper.to_array(weight)
+            half = values.astype(np.float16)
+            if values.ndim == 4 or np.array_equal(half, values):
+                weight.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+                casts.append(helper.make_node("Cast", [weight.name], [name], to=TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]
     for node in nodes:
         del node.metadata_props[:]  # where in PyTorch it came from

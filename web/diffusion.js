@@ -35,14 +35,16 @@ export function guide(conditional, unconditional, guidanceScale) {
   };
 }
 
-// The numbers of the words of a prompt in the vocabulary, from 1 on, then zeros; commas count as words. Lesson 15.
+// The tokens of a prompt: a start token, the numbers of its words in the vocabulary, from 1 on, then zeros; commas count
+// as words. Lesson 16.
 // A prompt that is too long, or has words that the network does not know, is an Error that says so.
 export function tokens(prompt, vocabulary, length) {
   const words = prompt.toLowerCase().match(/[^\s,.;:!?]+|,/g) ?? [];
   const unknown = [...new Set(words.filter((word) => !vocabulary.includes(word)))];
   if (unknown.length) throw new Error(`The network does not know: ${unknown.join(", ")}. Please say it in other words.`);
-  if (words.length > length) throw new Error(`These are ${words.length} words and commas; ${length} are the most.`);
-  return BigInt64Array.from({ length }, (_, i) => BigInt(i < words.length ? 1 + vocabulary.indexOf(words[i]) : 0));
+  if (words.length >= length) throw new Error(`These are ${words.length} words and commas; ${length - 1} are the most.`);
+  const numbers = [1 + vocabulary.length, ...words.map((word) => 1 + vocabulary.indexOf(word))];
+  return BigInt64Array.from({ length }, (_, i) => BigInt(numbers[i] ?? 0));
 }
 
 // One step of DDIM: what was seen is mixed again, with less noise. Lesson 05.

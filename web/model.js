@@ -51,23 +51,28 @@ async function startRuntime(kind, onBytes) {
   return ort;
 }
 
-// Load `model`, an entry of models.json. Returns `predictNoise(noisy, time, promptTokens)`: the noise that the network
-// sees. Where it takes a prompt, and gets none, it draws what it likes.
+// Load `model`, an entry of models.json. Returns `{ predictNoise, decode }`: `predictNoise(noisy, time, promptTokens)` is
+// the noise that the network sees; `decode(latents)` makes colours of latents, null where the network draws colours.
 export function loadModel(model, kind, onBytes) {
   return once(`${kind} ${model.name}`, async () => {
     const runtime = once(kind, () => startRuntime(kind, onBytes));
-    const [ort, weights] = await Promise.all([runtime, fetchBytes(model.file, onBytes)]);
+    const files = [model.file, model.decoder].filter(Boolean);
+    const [ort, ...weights] = await Promise.all([runtime, ...files.map((file) => fetchBytes(file, onBytes))]);
     const options = { executionProviders: [kind] };
-    const session = await ort.InferenceSession.create(new Uint8Array(await weights.arrayBuffer()), options);
+    const start = async (blob) => ort.InferenceSession.create(new Uint8Array(await blob.arrayBuffer()), options);
+    const [network, decoder] = [await start(weights[0]), weights[1] ? await start(weights[1]) : null];
     const shape = [1, model.mean.length, model.image_size, model.image_size];
-    return async function predictNoise(noisy, time, promptTokens = new BigInt64Array(model.length ?? 0)) {
-      const feeds = {
-        noisy: new ort.Tensor("float32", noisy.slice(), shape), // a copy, since it moves to the other thread
-        time: new ort.Tensor("float32", [time], [1, 1, 1, 1]),
-      };
+    const tensor = (values) => new ort.Tensor("float32", values.slice(), shape); // a copy, since it moves to the other thread
+
+    async function predictNoise(noisy, time, promptTokens) {
+      const feeds = { noisy: tensor(noisy), time: new ort.Tensor("float32", [time], [1, 1, 1, 1]) };
       if (model.vocabulary) feeds.tokens = new ort.Tensor("int64", promptTokens.slice(), [1, model.length]);
-      return (await session.run(feeds)).noise.data;
-    };
+      return (await network.run(feeds)).noise.data;
+    }
+    async function decode(latents) {
+      return (await decoder.run({ latents: tensor(latents) })).images.data;
+    }
+    return { predictNoise, decode: decoder && decode };
   });
 }
 

@@ -12,8 +12,8 @@ const STATIONS = 9; // faces of a walk
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 let models = []; // the entries of models.json
-let film = []; // after each step [noisy, image], the starting noise first
-let predictNoise = null; // of the network that is loaded
+let film = []; // after each step the colours of [noisy, image], those of the starting noise first
+let network = null; // what has been loaded: predictNoise and decode
 let turn = 0; // of the newest drawing; an older one stops when it sees that
 let running = Promise.resolve(); // the drawing that is under way
 let result = null; // the last face, as colours
@@ -35,8 +35,20 @@ function pixels(colours) {
   return data;
 }
 
-function paint(canvas, normalised) {
-  const data = pixels(denormalize(normalised, model()));
+// The colours of what the network computes with; of latents, which have four numbers in a place, the first three.
+function asColours(normalised) {
+  if (!model().decoder) return denormalize(normalised, model());
+  return normalised.slice(0, 3 * model().image_size ** 2).map((value) => Math.min(1, Math.max(0, 0.5 + value / 6)));
+}
+
+// The colours of a guess at the clean image, decoded where it is a latent.
+async function asImage(normalised) {
+  const colours = denormalize(normalised, model());
+  return model().decoder ? network.decode(colours) : colours;
+}
+
+function paint(canvas, colours) {
+  const data = pixels(colours);
   [canvas.width, canvas.height] = [data.width, data.height];
   canvas.getContext("2d").putImageData(data, 0, 0);
   return data;
@@ -55,12 +67,15 @@ function showMoment(moment) {
 
 // Ten moments of the film beside each other: what it holds above, what it sees below.
 function showStrip(steps) {
-  const [canvas, size, columns] = [at("strip"), model().image_size, 10];
+  const [canvas, size, columns] = [at("strip"), model().decoder ? 64 : model().image_size, 10];
   [canvas.width, canvas.height] = [columns * size, 2 * size];
   for (let column = 0; column < columns; column++) {
     const moment = Math.round((column * steps) / (columns - 1));
     (film[moment] ?? []).forEach((image, row) => {
-      canvas.getContext("2d").putImageData(pixels(denormalize(image, model())), column * size, row * size);
+      const small = document.createElement("canvas");
+      paint(small, image);
+      canvas.getContext("2d").imageSmoothingEnabled = false;
+      canvas.getContext("2d").drawImage(small, column * size, row * size, size, size);
     });
   }
 }
@@ -75,9 +90,11 @@ function noiseOnTheWay(share) {
 
 // What asks the network in each step: for any face, or for what the prompt says.
 function chosenPredictor() {
-  const [unconditional, { vocabulary, length }] = [predictor(predictNoise), model()];
+  const [{ predictNoise }, { vocabulary, length }] = [network, model()];
+  if (!vocabulary) return predictor(predictNoise);
   const prompt = at("prompt").value.trim();
-  if (!vocabulary || prompt === "") return unconditional;
+  const unconditional = predictor(predictNoise, tokens("", vocabulary, length));
+  if (prompt === "") return unconditional;
   const conditional = predictor(predictNoise, tokens(prompt, vocabulary, length));
   return guide(conditional, unconditional, whole("guidance-scale"));
 }
@@ -88,11 +105,12 @@ async function drawNow(mine, noise, { leisurely = false } = {}) {
   const times = timesAlong(model().times, steps);
   const [predict, began] = [chosenPredictor(), performance.now()];
   let waited = 0;
-  film = [[noise, noise.map(() => 0)]];
+  film = [[noise, noise.map(() => 0)].map(asColours)];
   at("moment").max = steps;
   for await (const pair of sample(predict, noise, times, step)) {
     if (mine !== turn) return false;
-    film.push(pair);
+    film.push([asColours(pair[0]), await asImage(pair[1])]);
+    if (mine !== turn) return false;
     const moment = film.length - 1;
     if (!calm.matches || moment === steps) {
       showMoment(moment);
@@ -103,7 +121,7 @@ async function drawNow(mine, noise, { leisurely = false } = {}) {
       waited += performance.now() - pause;
     }
   }
-  result = denormalize(film.at(-1)[1], model());
+  result = film.at(-1)[1];
   const seconds = ((performance.now() - began - waited) / 1000).toFixed(2);
   say(`Drawn in ${steps} ${steps === 1 ? "step" : "steps"} and ${seconds} seconds, on your machine.`);
   return true;
@@ -112,7 +130,7 @@ async function drawNow(mine, noise, { leisurely = false } = {}) {
 // One drawing at a time: a new one waits until the old one has stopped. `draw(mine)` is what to do.
 function next(draw) {
   const mine = ++turn;
-  running = running.then(() => mine === turn && predictNoise && draw(mine)).catch((error) => say(error.message));
+  running = running.then(() => mine === turn && network && draw(mine)).catch((error) => say(error.message));
   return running;
 }
 
@@ -121,12 +139,12 @@ const redraw = (options) => next((mine) => drawNow(mine, noiseOnTheWay(whole("wa
 // Load the network that is chosen, showing the noise meanwhile, and draw.
 async function load() {
   const [chosen, kind, progress, files] = [model(), at("kind").value, at("progress"), {}];
-  [predictNoise, turn] = [null, turn + 1];
+  [network, turn] = [null, turn + 1];
   progress.removeAttribute("value"); // it moves, but shows no number yet
   say("Loading the network …");
   at("moment").max = whole("steps");
   clearStations();
-  film = [[noiseOnTheWay(whole("way") / 100), noiseOnTheWay(0).map(() => 0)]];
+  film = [[noiseOnTheWay(whole("way") / 100), noiseOnTheWay(0).map(() => 0)].map(asColours)];
   showMoment(0);
   showStrip(whole("steps"));
   try {
@@ -137,7 +155,7 @@ async function load() {
       if (all >= sum) progress.value = sum / all;
     });
     if (chosen !== model() || kind !== at("kind").value) return; // another one is wanted meanwhile
-    predictNoise = loaded;
+    network = loaded;
     await redraw({ leisurely: true });
     performance.mark("first face");
   } catch (error) {
@@ -176,15 +194,15 @@ const walk = () =>
 function clearStations() {
   for (const [number, station] of [...at("stations").children].entries()) {
     station.disabled = true;
-    paint(station.firstChild, noiseOnTheWay(number / (STATIONS - 1)));
+    paint(station.firstChild, asColours(noiseOnTheWay(number / (STATIONS - 1))));
   }
 }
 
 // Settings and the link ----------------------------------------------------------------------------------------
 
 function showSettings() {
-  const { weights, bytes } = model();
-  at("model-help").textContent = `${weights.toLocaleString("en")} weights, ${(bytes / 1e6).toFixed(1)} MB.`;
+  const { weights, bytes, decoder_bytes = 0 } = model();
+  at("model-help").textContent = `${weights.toLocaleString("en")} weights, ${((bytes + decoder_bytes) / 1e6).toFixed(1)} MB.`;
   for (const id of SLIDERS) at(`${id}-text`).textContent = id === "way" ? `${at(id).value} %` : at(id).value;
   at("prompt-field").hidden = !model().vocabulary;
   const settings = new URLSearchParams(SETTINGS.map((id) => [id, at(id).value]));
