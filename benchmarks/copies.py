@@ -1,18 +1,20 @@
 """Where do new faces come from? The same network, trained on 10 to 3,000 faces, and how often it copies.
 
-    python benchmarks/copies.py          ten minutes on two CPU cores
+    python benchmarks/copies.py          twelve minutes on two CPU cores
 
 Lesson 04's network, loss and optimizer, and as many steps each time; where there are fewer faces, each is seen
 more often. A drawn face is a copy if the nearest training face, mirrored or shifted by a pixel if need be, is
-less than a third as far, in the features of lesson 07, as the second nearest.
+less than a third as far, in the features of lesson 07, as the second nearest. The first drawings of each network
+go to images/copies.png, and below each row the nearest training faces.
 """
 
 import numpy as np
 import torch
-from common import fresh, publish, start_at_zero
+from common import ROOT, fresh, publish, start_at_zero
+from PIL import Image
 
-COUNTS = 10, 100, 1000, 3000
-DRAWN = 400
+COUNTS = 10, 30, 100, 1000, 3000
+DRAWN, SHOWN = 400, 8
 
 
 def variants(faces):
@@ -23,7 +25,7 @@ def variants(faces):
 
 
 def copies(count):
-    """The share of copies, in percent, among the faces that a network trained on `count` faces draws."""
+    """`(percent of copies, some drawn faces and the nearest training faces)` of a network trained on `count` faces."""
     from diffusion_course.optimizers import even_l1_loss, muon
     from diffusion_course.quality import face_features, load_classifier
     from diffusion_utils import (
@@ -45,15 +47,20 @@ def copies(count):
     for _ in Training(diffusion, loader, loss=even_l1_loss, optimizer=muon, **CPU_RECIPE):
         pass
     classifier = load_classifier()
-    drawn = face_features(classifier, generate(diffusion, n=DRAWN, seed=1))
+    drawn = generate(diffusion, n=DRAWN, seed=1)
     known = face_features(classifier, variants(torch.from_numpy(faces)).flatten(0, 1))
-    distances = torch.cdist(drawn, known).view(DRAWN, 10, count).min(dim=1).values
-    nearest, second = distances.sort(dim=1).values[:, :2].T
-    return 100 * (nearest < second / 3).float().mean().item()
+    distances = torch.cdist(face_features(classifier, drawn), known).view(DRAWN, 10, count).min(dim=1).values
+    (nearest, second), (places, _) = (part[:, :2].T for part in distances.sort(dim=1))
+    pairs = torch.stack([drawn[:SHOWN], torch.from_numpy(faces)[places[:SHOWN]]])
+    return 100 * (nearest < second / 3).float().mean().item(), pairs
 
 
 if __name__ == "__main__":
-    rows = [(f"{count:,}", f"{fresh(copies, count):.1f}") for count in COUNTS]
+    results = {count: fresh(copies, count) for count in COUNTS}
+    rows = [(f"{count:,}", f"{share:.1f}") for count, (share, _) in results.items()]
+    images = torch.cat([pairs for _, pairs in results.values()])  # (2 for each count, SHOWN, 3, 32, 32)
+    sheet = images.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    Image.fromarray((sheet * 255).round().byte().numpy()).save(ROOT / "images" / "copies.png")
     note = f"{DRAWN} faces from each network, one training run each, 1,488 steps of 32."
     summary = "; ".join(f"{share} % copies ({count} faces)" for count, share in rows) + "."
     publish("Copies", ["training faces", "copies, percent"], rows, summary=summary, note=note)

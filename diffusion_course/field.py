@@ -12,13 +12,12 @@ from torch import nn
 
 from diffusion_utils import Diffusion, DiffusionConfig, schedule
 
-LAST = (
-    -0.2331721
-)  # the time at which only 3 % noise is left; a lonely point has no neighbours that show the rest
+# The time at which only 3 % of noise is left: a lonely point has no neighbours that tell what it was.
+LAST = -0.2331721
 
 
 def toy_points(name="spiral", n=1000, seed=0):
-    """`n` points (n, 2, 1, 1) with values in [0, 1]: a "spiral", a "smiley", or five "clouds" of unequal weight. Lesson 06."""
+    """`n` points (n, 2, 1, 1) in [0, 1]: a "spiral", a "smiley", or five "clouds" of unequal weight. Lesson 06."""
     generator = torch.Generator().manual_seed(seed)
     turn = torch.rand(n, generator=generator)
     angle = 2 * math.pi * turn
@@ -65,7 +64,7 @@ def perfect_predict(data):
 
 
 def log_density(data, noisy, time):
-    """log p_t at `noisy` (N, …): p_t is `data` (M, …), all equally probable, blurred by the noise of `time`; (N,). Lesson 06."""
+    """log p_t at `noisy` (N, …): p_t is `data` (M, …), blurred by the noise of `time`; gives (N,). Lesson 06."""
     noise_rate, signal_rate = schedule(time.flatten(1))
     distances = (noisy.flatten(1)[:, None] - signal_rate[:, :, None] * data.flatten(1)).square().sum(dim=2)
     normal = noisy[0].numel() * (noise_rate * math.sqrt(2 * math.pi)).log()
