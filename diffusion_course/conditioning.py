@@ -87,8 +87,9 @@ class ConditionalConfig(DiffusionConfig):
 class ConditionalDiffusion(Diffusion):
     """A diffusion model with a condition. Lesson 15.
 
-    `predict_noise(noisy, time, labels)` takes labels (N, L), or (1, L) for all images; without labels it
-    is unconditional. A subclass may have another `encoder_class`, which turns them into (N, SIZE).
+    `predict_noise(noisy, time, labels)` takes labels (N, L), or (1, L) for all images, or what `encode_condition` has
+    made of them; without labels it is unconditional. A subclass may have another `encoder_class`, which turns them
+    into (N, SIZE).
     """
 
     config_class = ConditionalConfig
@@ -102,11 +103,14 @@ class ConditionalDiffusion(Diffusion):
         self.mixer = nn.Sequential(nn.Linear(SIZE + config.widths[0], SIZE), nn.SiLU())
         self.post_init()
 
+    def encode_condition(self, labels=None):
+        if labels is None:
+            labels = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        return (labels if labels.is_floating_point() else self.encoder(labels),)
+
     def network(self, noisy, time, labels=None):
         noise_rate, _ = schedule(time)
-        if labels is None:
-            labels = torch.zeros(1, 1, dtype=torch.long, device=noisy.device)
-        embedding = self.encoder(labels).expand(len(noisy), -1)
+        embedding = self.encode_condition(labels)[0].expand(len(noisy), -1)
         condition = self.mixer(torch.cat((embedding, self.combine.embed(noise_rate**2)), dim=1))
         return self.unet(self.combine(noisy, noise_rate**2), condition)
 
@@ -128,36 +132,71 @@ def conditional_loss(diffusion, batch):
 
 
 class Conditioned(nn.Module):
-    """A model with its condition, `labels` (1, L) or (N, L): `generate` takes it like any other. Lesson 15."""
+    """A model with its condition, `labels` (1, L) or (N, L): `generate` takes it like any other. Lesson 15.
 
-    def __init__(self, diffusion, labels):
+    Without labels it is unconditional. In eval mode, as in a drawing, they are encoded once for all steps.
+    """
+
+    def __init__(self, diffusion, labels=None):
         super().__init__()
-        self.diffusion, self.labels = diffusion, labels.to(diffusion.device)
+        self.diffusion, self.encoded = diffusion, None
+        self.labels = labels if labels is None else labels.to(diffusion.device)
         self.config, self.norm, self.device = diffusion.config, diffusion.norm, diffusion.device
 
+    def train(self, mode=True):
+        self.encoded = None  # each drawing begins with eval()
+        return super().train(mode)
+
+    def condition(self):
+        encode = getattr(self.diffusion, "encode_condition", lambda labels: (labels,))
+        encoded = encode(self.labels) if self.encoded is None else self.encoded
+        if not (self.training or torch.is_grad_enabled()):
+            self.encoded = encoded
+        return encoded
+
     def predict_noise(self, noisy, time):
-        return self.diffusion.predict_noise(noisy, time, self.labels)
+        return self.diffusion.predict_noise(noisy, time, *self.condition())
 
 
 class Guided(nn.Module):
     """Go from what `unconditional` predicts to what `conditioned` does, and beyond: classifier-free guidance. Lesson 15.
 
-    Both are models that `generate` takes, as is this one. `guidance_scale`: 0 is `unconditional`, 1 is
-    `conditioned`, and more goes beyond. `guidance_interval`: the times at which there is guidance; at
-    others `conditioned` predicts alone. Ho & Salimans 2022, equation 6, whose w is `guidance_scale` - 1;
-    Kynkäänniemi et al. 2024 (the interval); Karras et al. 2024 (`unconditional` may be a worse model).
+    Both are models that `generate` takes, as is this one; where they are one network, it predicts for both in one
+    batch. `guidance_scale`: 0 is `unconditional`, 1 is `conditioned`, and more goes beyond. `guidance_interval`: the
+    times at which there is guidance, the smaller first; at others `conditioned` predicts alone. Ho & Salimans 2022,
+    equation 6, whose w is `guidance_scale` - 1; Kynkäänniemi et al. 2024 (the interval); Karras et al. 2024
+    (`unconditional` may be a worse model).
     """
 
     def __init__(self, conditioned, unconditional, guidance_scale=2.0, guidance_interval=(0.0, 1.0)):
         super().__init__()
+        low, high = guidance_interval
+        if low > high:
+            raise ValueError(f"guidance_interval: the smaller time comes first, not {guidance_interval}")
+        if unconditional is getattr(conditioned, "diffusion", None) and hasattr(
+            unconditional, "encode_condition"
+        ):
+            unconditional = Conditioned(unconditional)
         self.conditioned, self.unconditional = conditioned, unconditional
         self.guidance_scale, self.guidance_interval = guidance_scale, guidance_interval
         self.config, self.norm, self.device = conditioned.config, conditioned.norm, conditioned.device
 
+    def in_one_batch(self, noisy, time):
+        """Both predictions of one network, for the images and once more for the images."""
+        parts = []
+        for pair in zip(self.conditioned.condition(), self.unconditional.condition()):
+            parts.append(torch.cat([part.expand(len(noisy), *part.shape[1:]) for part in pair]))
+        twice = torch.cat((noisy, noisy)), torch.cat((time, time))
+        return self.conditioned.diffusion.predict_noise(*twice, *parts).chunk(2)
+
     def predict_noise(self, noisy, time):
-        conditioned = self.conditioned.predict_noise(noisy, time)
         low, high = self.guidance_interval
         if self.guidance_scale == 1 or not low <= float(time.max()) <= high:
-            return conditioned
-        unconditional = self.unconditional.predict_noise(noisy, time)
+            return self.conditioned.predict_noise(noisy, time)
+        networks = [getattr(model, "diffusion", None) for model in (self.conditioned, self.unconditional)]
+        if networks[0] is networks[1] and hasattr(networks[0], "encode_condition"):
+            conditioned, unconditional = self.in_one_batch(noisy, time)
+        else:
+            conditioned = self.conditioned.predict_noise(noisy, time)
+            unconditional = self.unconditional.predict_noise(noisy, time)
         return unconditional + self.guidance_scale * (conditioned - unconditional)

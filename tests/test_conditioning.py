@@ -167,3 +167,61 @@ def test_wrapped_models_draw_like_any_other():
     assert not torch.allclose(drawn["cap"], drawn["any"], atol=1e-2)
     assert torch.allclose(drawn["each"][1], drawn["cap"][1], atol=1e-5)
     assert torch.allclose(drawn["each"][[0, 2]], drawn["any"][[0, 2]], atol=1e-5)
+
+
+class InTurn(Guided):
+    """Guidance in two calls, one after the other."""
+
+    def in_one_batch(self, noisy, time):
+        return self.conditioned.predict_noise(noisy, time), self.unconditional.predict_noise(noisy, time)
+
+
+def other():
+    """A second network, for autoguidance."""
+    diffusion = awake(conditional())
+    torch.nn.init.normal_(diffusion.unet.out.weight, std=0.1)
+    return diffusion
+
+
+@pytest.mark.parametrize("kind", ["any", "negative", "each", "another network"])
+def test_guidance_in_one_batch_draws_the_same(kind):
+    """And the condition is encoded once for each of the two, not in each step."""
+    diffusion, cap = awake(conditional()), face_labels(hat="cap")
+    unconditional = {"any": diffusion, "another network": Conditioned(other(), cap)}
+    unconditional = unconditional.get(kind, Conditioned(diffusion, face_labels(smile="sad")))
+    conditioned = Conditioned(diffusion, cap.repeat(3, 1) if kind == "each" else cap)
+    calls = []
+    LabelEmbedding.forward, usual = lambda *it: calls.append(1) or usual(*it), LabelEmbedding.forward
+    try:
+        together = generate(Guided(conditioned, unconditional, 3.0), 3, steps=6, seed=0)
+    finally:
+        LabelEmbedding.forward = usual
+    in_turn = generate(InTurn(conditioned, unconditional, 3.0), 3, steps=6, seed=0)
+    assert (together - in_turn).abs().mean() < 1e-6 and len(calls) == 2
+    assert not torch.allclose(together, generate(conditioned, 3, steps=6, seed=0), atol=1e-2)
+
+
+def test_what_was_encoded_is_forgotten_before_the_next_drawing():
+    diffusion = awake(conditional())
+    model = Conditioned(diffusion, face_labels(hat="cap")).eval()
+    before = generate(model, 2, steps=2, seed=0)
+    with torch.no_grad():
+        model.predict_noise(torch.randn(2, 3, 8, 8), torch.full((2, 1, 1, 1), 0.5))  # it remembers the code
+        diffusion.encoder.embedding.weight.mul_(-1)
+    after = generate(model, 2, steps=2, seed=0)
+    fresh = generate(Conditioned(diffusion, face_labels(hat="cap")), 2, steps=2, seed=0)
+    assert torch.equal(after, fresh) and not torch.allclose(after, before, atol=1e-3)
+
+
+def test_gradients_flow_through_a_condition():
+    model = Conditioned(awake(conditional()), face_labels(hat="cap")).eval()
+    for _ in range(2):  # what was encoded has no gradient to be used twice
+        noise = model.predict_noise(torch.randn(1, 3, 8, 8), torch.full((1, 1, 1, 1), 0.5))
+        noise.sum().backward()
+    assert model.diffusion.encoder.embedding.weight.grad.any()
+
+
+def test_an_interval_the_wrong_way_round():
+    diffusion = conditional()
+    with pytest.raises(ValueError, match=r"guidance_interval: the smaller time comes first, not \(1, 0\)"):
+        Guided(Conditioned(diffusion, face_labels()), diffusion, guidance_interval=(1, 0))

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from diffusion_course.attention import text_to_image, tokens
+from diffusion_course.conditioning import Conditioned, Guided
 from diffusion_course.latents import (
     SCALE,
     TEXT_MODEL,
@@ -240,3 +241,24 @@ def test_the_whole_of_it(shipped):
         assert images.shape == (16, 3, 64, 64)
         shares.append((attributes(classifier, images)["hair_color"] == blue).float().mean())
     assert shares[0] > 0.5 > 0.1 > shares[1]
+
+
+class InTurn(Guided):
+    """Guidance in two calls, one after the other."""
+
+    def in_one_batch(self, noisy, time):
+        return self.conditioned.predict_noise(noisy, time), self.unconditional.predict_noise(noisy, time)
+
+
+def test_guidance_in_one_batch_draws_the_same(shipped):
+    prompts = ["a red cap and a beard", ""]
+    models = [Conditioned(shipped, tokens(prompt, shipped.config.vocabulary)) for prompt in prompts]
+    together, in_turn = (generate(kind(*models), 2, steps=6, seed=0) for kind in (Guided, InTurn))
+    assert (together - in_turn).abs().max() < 1e-6
+
+
+def test_labels_are_no_prompt():
+    """A row of labels is whole numbers, too: it would draw other words."""
+    model = Conditioned(small_model(), torch.tensor([[1, 2, 3]]))
+    with pytest.raises(ValueError, match="tokens: a prompt has 49, not 3; see `tokens` of lesson 16"):
+        generate(model, 1, steps=1)
