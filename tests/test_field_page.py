@@ -14,6 +14,7 @@ import make_site
 import pytest
 import torch
 from helpers import BROWSER, BROWSER_OPTIONS, Quiet
+from PIL import Image
 
 from diffusion_course import field
 from diffusion_course.samplers import Ancestral, velocity
@@ -127,14 +128,18 @@ def test_the_field_is_that_of_lesson_06(drawings):
             "shown": image,
             "weights": field.weights_behind(points, noisy[:5], when[:5]),
         }
+        by_size = expected["weights"].sort(dim=1, descending=True).values
+        expected["crowds"] = 1.0 + (by_size.cumsum(dim=1) < 0.9).sum(dim=1)
         found = page.evaluate(
             """([points, noisy, shown, time]) => {
                 const predict = perfectPredict(Float64Array.from(points));
                 const [noise, image] = predict(Float64Array.from(noisy), time);
-                const weights = [0, 2, 4, 6, 8].map((n) => weightsBehind(points, noisy[n], noisy[n + 1], time)).flat();
+                const rows = [0, 2, 4, 6, 8].map((n) => weightsBehind(points, noisy[n], noisy[n + 1], time));
+                const [weights, crowds] = [rows.flat(), rows.map(crowdSize)];
                 const arrows = guessOnTheLine(predict, Float64Array.from(shown), time);
                 const all = { noise, image, score: score(noise, time), velocity: velocity(noise, image, time) };
-                return Object.entries({ ...all, shown: arrows, weights }).map(([name, list]) => [name, [...list]]);
+                const found = { ...all, shown: arrows, weights, crowds };
+                return Object.entries(found).map(([name, list]) => [name, [...list]]);
             }""",
             [
                 *(
@@ -527,10 +532,24 @@ def test_dark_where_the_reader_has_it_dark(visit):
 
 def test_no_address_of_others_is_loaded():
     files = sorted((make_site.WEB / "field").iterdir())
-    assert {path.suffix for path in files} == {".js", ".css", ".html"}
+    assert {path.suffix for path in files} == {".js", ".css", ".html", ".png"}
     for path in files:
-        text = re.sub(r'<a [^>]*href="[^"]*"', "", path.read_text(encoding="utf-8"))
-        assert not re.search(r"https?:", text), path.name
+        if path.suffix != ".png":
+            text = re.sub(
+                r'<a [^>]*href="[^"]*"|<meta property="og:image" [^>]*>', "", path.read_text("utf-8")
+            )
+            assert not re.search(r"https?:", text), path.name
+
+
+def test_a_shared_link_has_a_picture():
+    page = (make_site.WEB / "field" / "index.html").read_text(encoding="utf-8")
+    public = make_site.settings()["repository"].replace("/", ".github.io/")
+    found = dict(re.findall(r'<meta property="og:([^"]*)" content="([^"]*)">', page))
+    assert found["title"] and found["description"] and found["image:alt"]
+    assert found["image"] == f"https://{public}/field/flow.png"
+    picture = make_site.WEB / "field" / "flow.png"
+    assert Image.open(picture).size == (int(found["image:width"]), int(found["image:height"])) == (1200, 630)
+    assert picture.stat().st_size < 150_000
 
 
 def test_the_pages_lead_to_each_other():

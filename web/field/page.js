@@ -4,7 +4,7 @@ import { startingNoise, timesAlong } from "../diffusion.js";
 import { HIGH, POINTS, WIDE, decoded, encoded, middle, middles, pointsAlong, shapes, shares } from "./drawings.js";
 import { simplified, spreadOver } from "./drawings.js";
 import { LAST, ddim, ddpm, guessOnTheLine, noiseShare, onTheLine, perfectPredict, sample } from "./field.js";
-import { weightsBehind } from "./field.js";
+import { crowdSize, weightsBehind } from "./field.js";
 
 const at = (id) => document.getElementById(id);
 const PARTICLES = 1000;
@@ -270,7 +270,7 @@ function showGoal([x, y], [u, v], weights) {
     context.fill();
     context.stroke();
   }
-  const candidates = Math.round(1 / weights.reduce((sum, weight) => sum + weight * weight, 0));
+  const candidates = crowdSize(weights);
   const apart = Math.hypot(across(x) - across(u), down(y) - down(v));
   if (apart > 34) label("this dot", x, y, colours.mark(1), y >= v ? -1 : 1);
   const words = candidates > 1 ? `mean of ${candidates} points` : "one point";
@@ -360,17 +360,17 @@ function sentence() {
   if (isDrawing()) return "Draw with mouse, pen or finger. When you stop, the noise flows in.";
   if (moment === 0) return playing ? "Nothing but noise." : "Nothing but noise. Play, and it flows into the drawing.";
   if (moment === 1) {
-    if (steps === 1) return "One step: all went straight to their first guess, the mean of everything. A blot.";
+    if (steps === 1) return "One step: every dot went straight to its first guess, the mean of everything. A blot.";
     if (steps < 6) return "Few steps: the dots went too far on old guesses. Give them more.";
-    if (chosen("drawing") === "clouds") return "Each cloud has got its share: 10, 15, 20, 25 and 30 %, up to chance.";
-    if (chosen("sampler") === "ddpm") return "With dice the paths are others. The drawing is the same.";
-    if (chosen("drawing") === "own") return "The noise has become your drawing. Pick a dot to see its way.";
+    if (chosen("drawing") === "clouds") return "Each cloud has its share: 10, 15, 20, 25 and 30 %, up to chance.";
+    if (chosen("sampler") === "ddpm") return "With dice the paths are different. The drawing is the same.";
+    if (chosen("drawing") === "own") return "The noise has become your drawing. Pick a dot to see its path.";
     return "The noise has become the drawing. Draw your own, or pick a dot.";
   }
-  if (steps < 6) return "Every dot goes on to its last guess, until it asks again.";
+  if (steps < 6) return "Every dot keeps heading for its last guess until it asks again.";
   if (noise > 0.62) return "Much noise: a dot may have been almost any point, so all head for the middle.";
-  if (noise > 0.27) return "Less noise: fewer points come into question. Each dot turns to the mean of those.";
-  return "Little noise: hardly a choice is left, and every dot goes to its own place.";
+  if (noise > 0.27) return "Less noise: fewer points are possible. Each dot turns towards their mean.";
+  return "Little noise: hardly any choice is left, and every dot goes to its own place.";
 }
 
 // The clock ----------------------------------------------------------------------------------------------------
