@@ -6,13 +6,15 @@ Lesson 17's race by the clock. All three train from nothing, predict the velocit
 lesson 04's recipe and as many epochs as fit into their seconds. The pixels get lesson 04's network. The autoencoder
 gets a third of the time and the latents the rest; then the latents alone get one minute, as if the autoencoder had
 been there before. Pixel distance and kernel distance (lesson 07) of 200 samples, three times, to 1,000 held-out
-faces. The floor: 200 held-out faces through the autoencoder and back, twice, to 600 others.
+faces. The floor: 200 held-out faces through the autoencoder and back, twice, to 600 others. The first faces go to
+images/race.png: pixels above, latents below.
 """
 
 import time
 
 import torch
-from common import fresh, judged, middle, publish, spread, start_at_zero
+from common import ROOT, fresh, judged, middle, publish, spread, start_at_zero
+from PIL import Image
 
 BUDGET, AUTOENCODER, ALONE = 300, 100, 60  # seconds
 LATENTS = dict(image_size=16, channels=4, widths=(32, 64, 128), block_depth=1)
@@ -55,20 +57,22 @@ def pixels():
 
     diffusion = new(**CPU_SHAPE | dict(image_size=64))
     seconds, images = trained(diffusion, labelled_faces("train", 64)[0], prediction_loss, BUDGET)
-    return seconds, images, judged([generate(diffusion, n=200, seed=seed).cpu() for seed in (1, 2, 3)], 64)
+    drawn = [generate(diffusion, n=200, seed=seed).cpu() for seed in (1, 2, 3)]
+    return (seconds, images, judged(drawn, 64)), drawn[0][:10]
 
 
 def latents():
     """Three rows: the race with the autoencoder's training in it, the latents alone for a minute, and the floor."""
     from diffusion_course.latents import Autoencoder, autoencoder_loss, decode, encode
     from diffusion_course.objectives import prediction_loss
-    from diffusion_course.quality import labelled_faces
+    from diffusion_course.quality import labelled_faces, load_classifier
     from diffusion_utils import generate, get_data
 
     faces, held_out = labelled_faces("train", 64)[0], torch.from_numpy(get_data(split="test", limit=1000))
     torch.manual_seed(0)
     autoencoder, rows = Autoencoder(), []
-    spent, seen = trained(autoencoder, faces, autoencoder_loss, AUTOENCODER, batch_size=16)
+    loss = autoencoder_loss(list(load_classifier().cpu().features))
+    spent, seen = trained(autoencoder, faces, loss, AUTOENCODER, batch_size=16)
     start = time.perf_counter()
     encoded = encode(autoencoder, faces)
     spent += time.perf_counter() - start
@@ -76,19 +80,22 @@ def latents():
         diffusion = new(**LATENTS)
         took, images = trained(diffusion, encoded, prediction_loss, seconds)
         drawn = [decode(autoencoder, generate(diffusion, n=200, seed=seed)) for seed in (1, 2, 3)]
-        rows.append((took, images, judged(drawn, 64)))
-    (took, images, distances), alone = rows
+        rows.append((took, images, judged(drawn, 64), drawn[0][:10]))
+    (took, images, distances, faces), (*alone, _) = rows
     rebuilt = decode(autoencoder, encode(autoencoder, held_out[:400]))
     return (
         (spent + took, f"{seen:,} + {images:,}", distances),
         alone,
         (spent, seen, judged(rebuilt.split(200), 64, left_out=400)),
+        faces,
     )
 
 
 if __name__ == "__main__":
-    by_pixels = fresh(pixels)
-    by_latents, alone, floor = fresh(latents)
+    by_pixels, above = fresh(pixels)
+    by_latents, alone, floor, below = fresh(latents)
+    sheet = torch.stack([above, below]).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    Image.fromarray((sheet * 255).round().byte().numpy()).save(ROOT / "images" / "race.png")
     results = {"pixels": by_pixels, "autoencoder, then latents": by_latents}
     results |= {"latents, with the autoencoder given": alone, "held-out faces through the autoencoder": floor}
     rows = []

@@ -13,9 +13,18 @@ import sys
 
 import torch
 from common import judged, publish
-from words import PAIRS, THINGS, draw, pair_right
+from words import PAIRS, PROMPTS, pair_shares
 
 COUNT, SCALE, STEPS = 1000, 1.5, 20
+
+
+def draw(model, prompts, n=5, scale=SCALE):
+    from diffusion_course.attention import text_to_image
+    from diffusion_course.samplers import DPMSolver
+
+    options = dict(guidance_scale=scale, steps=STEPS, sampler=DPMSolver(), seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        return text_to_image(model, prompts, n, **options).float()
 
 
 def share_as_asked(images):
@@ -49,8 +58,8 @@ def main(folder=None):
     model = TextToImage.from_pretrained(folder or TEXT_MODEL).requires_grad_(False).eval()
     held_out, dice = labelled_faces("test", 64)[0], random.Random(0)
     prompts = [caption(row, dice) for row in attribute_faces("test")[1][:COUNT]]
-    free = draw(model, "", COUNT, scale=1, steps=STEPS)
-    asked = draw(model, prompts, scale=SCALE, steps=STEPS)
+    free = draw(model, "", COUNT, scale=1)
+    asked = draw(model, prompts)
     rebuilt = decode(model.autoencoder, encode(model.autoencoder, held_out[:500]))
     rows = []
     for name, images, left_out in (
@@ -65,9 +74,9 @@ def main(folder=None):
         rows.append([name, len(images), f"{pixel:.2f}", f"{kernel:.2f} ± {bar:.2f}", *marks, copies(images)])
         print(*rows[-1], flush=True)
     pairs = {}
-    for things, text in THINGS.items():
-        images = draw(model, [text.format(*pair) for pair in PAIRS], scale=2.0, steps=STEPS)
-        pairs[things] = pair_right(images, PAIRS, things)[0]
+    for things, text in PROMPTS.items():
+        images = draw(model, [text.format(*pair) for pair in PAIRS], scale=2.0)
+        pairs[things] = pair_shares(images, PAIRS, things)[0]
     (hair, clothes), calls = pairs.values(), STEPS
     columns = [
         "asked for",

