@@ -112,7 +112,7 @@ def main():
             parser.error(f"--output: {reason}")
         output.mkdir(parents=True, exist_ok=True)
     diffusion, loss = build(options)
-    if options.late != 1 and diffusion.config.predicts == "noise" or options.late <= 0:
+    if options.late != 1 and diffusion.config.predicts == "noise" or not 0 < options.late < math.inf:
         parser.error("--late: a number above 0, for a network that predicts something else than noise")
     size = diffusion.config.image_size
     if options.lazy:
@@ -125,6 +125,10 @@ def main():
     training = Training(diffusion, loader, loss=loss, optimizer=optimizer, accelerator=accelerator, **recipe)
     if accelerator.is_main_process:
         (output / "start_from.txt").write_text(start, encoding="utf-8")
+    more = "" if options.lazy or len(data) < options.limit else ", and perhaps more beyond --limit"
+    accelerator.print(
+        f"{len(data):,} images{more}; {len(training.loader)} steps an epoch, {len(training):,} in all"
+    )
     for _ in carry_on(training, output / "checkpoints", options.checkpoint_every):
         pass
     if accelerator.is_main_process:

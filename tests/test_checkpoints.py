@@ -678,13 +678,14 @@ def refused(monkeypatch, capsys, *arguments):
 
 
 @pytest.mark.parametrize("predicts", ["noise", "v"])
-def test_train_py(monkeypatch, tmp_path, predicts):
+def test_train_py(monkeypatch, tmp_path, capsys, predicts):
     """With images that are decoded when they are needed; a network that learned from pure noise draws from there."""
     options = ["--predicts", predicts, *(["--late", "2", "--lazy", "--muon"] if predicts == "v" else [])]
     faces = tmp_path / "faces"
     faces.mkdir()
     good(faces, 40)
     train_py(monkeypatch, "--output", tmp_path / "new", "--data", faces, "--epochs", 2, *SMALL, *options)
+    assert "\n40 images; 1 steps an epoch, 2 in all\n" in f"\n{capsys.readouterr().out}"
     diffusion = Diffusion.from_pretrained(tmp_path / "new")
     assert diffusion.config.predicts == predicts and (diffusion.config.times[0] > 1) == (predicts == "v")
     assert generate(diffusion, n=1).shape == (1, 3, 16, 16)
@@ -695,9 +696,9 @@ def test_train_py(monkeypatch, tmp_path, predicts):
 
 def test_a_late_that_would_do_nothing_is_refused(monkeypatch, tmp_path, capsys):
     assert "--late" in refused(monkeypatch, capsys, "--output", tmp_path / "new", "--late", "2")
-    assert "--late" in refused(
-        monkeypatch, capsys, "--output", tmp_path / "new", "--late", "0", "--predicts", "v"
-    )
+    for late in ("0", "-1", "inf", "nan"):
+        options = "--output", tmp_path / "new", f"--late={late}", "--predicts", "v"
+        assert "--late" in refused(monkeypatch, capsys, *options)
 
 
 @pytest.mark.parametrize("kind", ["file", "photos", "model", "checkpoints"])
@@ -723,6 +724,7 @@ def test_another_start(monkeypatch, tmp_path, capsys):
     tiny().save_pretrained(one)
     start = ["--output", output, "--limit", 40, "--batch-size", 20, "--epochs", 1, "--start-from"]
     train_py(monkeypatch, *start, one)
+    assert "40 images, and perhaps more beyond --limit; 2 steps" in capsys.readouterr().out
     assert state_of(output)["settings"]["image_size"] == 8
     train_py(monkeypatch, *start, one)  # it is complete, and only loaded
     sentence = f"{output} holds a training run that started from {one}, not from {tmp_path}; name a new one"
