@@ -30,8 +30,8 @@ from tqdm.auto import tqdm
 
 from diffusion_utils import ROOT, open_images, seed_of, square_rgb
 
-EMOJI = ROOT / "data" / "emoji"  # a thousand drawings of animals, food, places, things and flags
-EMOJI_MODEL = ROOT / "pretrained" / "emoji_32"  # the network of lesson 04, trained on them
+CATS = ROOT / "data" / "cats"  # 1,200 cats that David Revoy has drawn
+CATS_MODEL = ROOT / "pretrained" / "cats_32"  # the network of lesson 04, trained on them
 HIDDEN = ".", "__MACOSX", "@eaDir", "$RECYCLE.BIN"  # files and folders of the system begin so
 SPLITS = {"train", "training", "valid", "validation", "val", "dev", "test", "testing", "eval"}
 # What Pillow opens only with other programs, tables of weather data, and films.
@@ -313,16 +313,11 @@ def mirror(image):
     return image.flip(-1) if random.random() < 0.5 else image
 
 
-def swap_colors(image):
-    """Red, green and blue in a random order, so that white stays white; for `Augmented`. Lesson 10."""
-    return image[torch.randperm(3)]
-
-
 def copies(drawn, known):
     """Which images of `drawn` (N, 3, S, S) are copies of one of `known` (M, 3, S, S), and of which. Lesson 10.
 
     Returns `(copied, places)`: N truth values, and the place in `known` of the nearest image, which may be mirrored.
-    It counts as a copy's original if it is less than half as far as the second nearest. Distances are those of images
+    It counts as a copy's original if it is less than a third as far as the second nearest. Distances are those of images
     averaged down to 16×16, so that single pixels do not matter.
     """
     here, there = (
@@ -332,7 +327,7 @@ def copies(drawn, known):
     upright = torch.cdist(here.flatten(1), there.flatten(1))
     mirrored = torch.cdist(here.flatten(1), there.flip(3).flatten(1))
     distances, places = torch.minimum(upright, mirrored).topk(2, largest=False)
-    return distances[:, 0] < distances[:, 1] / 2, places[:, 0]
+    return distances[:, 0] < distances[:, 1] / 3, places[:, 0]
 
 
 # Give it away ---------------------------------------------------------------------------
