@@ -118,7 +118,8 @@ class TextEncoder(nn.Module):
     def __init__(self, count, width=128, depth=4, heads=4, length=1 + LENGTH):
         super().__init__()
         self.embedding = nn.Embedding(count + 1, width, padding_idx=0)
-        self.positions = nn.Parameter(0.1 * torch.randn(length, width))
+        angles = torch.arange(length)[:, None] * torch.logspace(0, -2, width // 2)
+        self.positions = nn.Parameter(torch.cat((angles.sin(), angles.cos()), dim=1))
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 

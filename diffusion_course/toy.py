@@ -1,7 +1,7 @@
-"""What can be said of a toy face, as labels and as captions, in the order of lesson 15.
+"""What can be said of a toy face, as labels and as captions, in the order of lessons 15 and 16.
 
 Lesson 15  labels:    attribute_faces, face_labels
-           captions:  tidy, spoken, features, clothing, caption
+Lesson 16  captions:  tidy, spoken, features, clothing, caption
 
 What is said of a face is a row of twelve numbers, one for each entry of ATTRIBUTES: 1 is the first of LABELS,
 and 0 says nothing.
@@ -93,7 +93,7 @@ def attribute_faces(split="train", size=32):
 
 
 def face_labels(**attributes):
-    """The labels (1, 12) of what is wished for, as in face_labels(hat="cap", hat_color="red"). Lesson 15.
+    """The labels (1, 12) of a face that is wanted, as in face_labels(hat="cap", hat_color="red"). Lesson 15.
 
     Raises KeyError for an attribute, ValueError for a value that does not exist.
     """
@@ -109,12 +109,12 @@ def face_labels(**attributes):
 
 
 def tidy(caption):
-    """The caption without needless spaces, and with "an" before a vowel. Lesson 15."""
+    """The caption without needless spaces, and with "an" before a vowel. Lesson 16."""
     return re.sub(r"\ba (?=[aeiou])", "an ", " ".join(caption.split()))
 
 
 def spoken(labels, dice, vague):
-    """A word or more for each attribute, "" for those of which `labels` (12,) say nothing. Lesson 15."""
+    """A word or more for each attribute, "" for those of which `labels` (12,) say nothing. Lesson 16."""
     is_vague = dice.random() < vague
     words = dict.fromkeys(ATTRIBUTES, "")
     for number in filter(None, labels.tolist()):
@@ -125,7 +125,7 @@ def spoken(labels, dice, vague):
 
 
 def features(words):
-    """Phrases for what a face has, such as "blue hair". Lesson 15."""
+    """Phrases for what a face has, such as "blue hair". Lesson 16."""
     color, style = words["hair_color"], words["hair_style"]
     phrases = [f"{words['skin_tone']} skin"] if words["skin_tone"] else []
     phrases += [words[name] for name in ("beard", "glasses", "mouth") if words[name]]
@@ -137,7 +137,7 @@ def features(words):
 
 
 def clothing(words):
-    """Phrases for what a person wears, such as "a red cap". Lesson 15."""
+    """Phrases for what a person wears, such as "a red cap". Lesson 16."""
     phrases = []
     if words["hat"] == "no hat":
         phrases.append("no hat")
@@ -151,7 +151,7 @@ def clothing(words):
 
 
 def caption(labels, dice, vague=0.0):
-    """A caption for `labels` (12,), in words and an order that `dice` choose. Lesson 15.
+    """A caption for `labels` (12,), in words and an order that `dice` choose. Lesson 16.
 
     `dice`: a random.Random. With a chance of `vague` a cap is just a hat, and round glasses are glasses.
     """

@@ -1,6 +1,5 @@
 """Lesson 15: labels of toy faces, a condition in each block, guidance as its formula."""
 
-import random
 
 import pytest
 import torch
@@ -16,10 +15,10 @@ from diffusion_course.conditioning import (
     drop_labels,
 )
 from diffusion_course.quality import HEADS, labelled_faces
-from diffusion_course.toy import ATTRIBUTES, LABELS, SYNONYMS, attribute_faces, caption, face_labels
+from diffusion_course.toy import ATTRIBUTES, LABELS, SYNONYMS, attribute_faces, face_labels
 from diffusion_utils import Diffusion, generate
 
-# Labels and captions --------------------------------------------------------------------
+# Labels ---------------------------------------------------------------------------------
 
 
 def test_each_attribute_of_the_classifier_has_labels():
@@ -48,34 +47,6 @@ def test_labels_of_faces():
 def test_a_value_that_does_not_exist():
     with pytest.raises(ValueError, match="hat cannot be 'crown', only no hat, beanie, cap, brimmed hat"):
         face_labels(hat="crown")
-
-
-@pytest.mark.parametrize("attributes, phrases", [
-    (dict(hat="cap", hat_color="orange"), ["an orange cap", "an orange baseball cap"]),
-    (dict(hat_color="red"), ["a red hat"]),
-    (dict(hat="no hat"), ["no hat"]),
-    (dict(hair_style="afro", hair_color="blue"), ["a blue afro"]),
-    (dict(hair_style="afro"), ["an afro"]),
-    (dict(hair_style="braids", hair_color="white"), ["white braids"]),
-    (dict(hair_style="long", hair_color="ginger"), ["long ginger hair", "long red hair"]),
-    (dict(hair_style="bald"), ["a bald head"]),
-    (dict(clothes="hoodie", clothes_color="green"), ["a green hoodie"]),
-    (dict(clothes_color="green"), ["green clothes"]),
-    (dict(smile="sad"), ["sad", "unhappy", "frowning"]),
-    (dict(), ["a face", "a person", "a portrait"]),
-])  # fmt: skip
-def test_a_caption_has_it(attributes, phrases):
-    dice = random.Random(0)
-    captions = [caption(face_labels(**attributes)[0], dice) for _ in range(60)]
-    assert all(any(phrase in text for phrase in phrases) for text in captions)
-    assert all(any(phrase in text for text in captions) for phrase in phrases)
-
-
-def test_vague_captions():
-    dice, labels = random.Random(0), face_labels(hat="cap", glasses="round glasses")[0]
-    captions = [caption(labels, dice, vague=1) for _ in range(20)]
-    assert all("hat" in text and "glasses" in text for text in captions)
-    assert not any("cap" in text or "round" in text for text in captions)
 
 
 # The network ----------------------------------------------------------------------------
