@@ -9,7 +9,7 @@ COVERAGE := --cov=diffusion_utils --cov=diffusion_course --cov-report=term-missi
 NPM_PACKAGES := $(if $(shell command -v npm),web/node_modules/.package-lock.json)
 ROOT_USER := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab help test style format sync lessons tables faces images site address test-oldest test-newest
+.PHONY: lab help test style format sync lessons tables faces images site serve address test-oldest test-newest
 
 lab: .venv/for-lessons  ## start the course in JupyterLab
 	$(BIN)/jupyter lab $(ROOT_USER) notebooks/00_introduction.ipynb
@@ -48,6 +48,9 @@ images: .venv/for-tests  ## draw the other pictures again, with the models that 
 
 site: .venv/for-tests web/node_modules/.package-lock.json  ## make the web site: the page that draws, and the lessons
 	$(BIN)/python tools/make_site.py
+
+serve: site  ## make the web site, and serve it on this machine
+	$(BIN)/python tools/serve.py
 
 address: .venv/for-tests  ## change the public address in badges and cells: make address REPO=owner/name
 	$(BIN)/python tools/address.py $(REPO)

@@ -163,9 +163,10 @@ class Guided(nn.Module):
 
     Both are models that `generate` takes, as is this one; where they are one network, it predicts for both in one
     batch. `guidance_scale`: 0 is `unconditional`, 1 is `conditioned`, and more goes beyond. `guidance_interval`: the
-    times at which there is guidance, the smaller first; at others `conditioned` predicts alone. Ho & Salimans 2022,
-    equation 6, whose w is `guidance_scale` - 1; Kynkäänniemi et al. 2024 (the interval); Karras et al. 2024
-    (`unconditional` may be a worse model).
+    times at which there is guidance, the smaller first; at others `conditioned` predicts alone, by default
+    below 0 and above 1, where there is hardly any noise or nothing else. Ho & Salimans 2022, equation 6, whose w is
+    `guidance_scale` - 1; Kynkäänniemi et al. 2024 (the interval); Karras et al. 2024 (`unconditional` may be a worse
+    model).
     """
 
     def __init__(self, conditioned, unconditional, guidance_scale=2.0, guidance_interval=(0.0, 1.0)):

@@ -57,13 +57,21 @@ def load(folder):
 
 
 def inputs(diffusion):
-    """What the network takes for one image, by name."""
+    """What the network takes for one image, by name: a wave that the page can compute too."""
     size, channels = diffusion.config.image_size, diffusion.config.channels
-    tensors = {"noisy": torch.zeros(1, channels, size, size), "time": torch.full((1, 1, 1, 1), 0.5)}
+    wave = torch.arange(channels * size * size, dtype=torch.float64).sin().float()
+    tensors = {"noisy": wave.view(1, channels, size, size), "time": torch.full((1, 1, 1, 1), 0.5)}
     if hasattr(diffusion.config, "vocabulary"):
         tensors["tokens"] = torch.zeros(1, 1 + LENGTH, dtype=torch.long)
         tensors["tokens"][:, 0] = 1 + len(diffusion.config.vocabulary)  # the start token
     return tensors
+
+
+@torch.no_grad()
+def answer(module, tensors):
+    """What `module` gives for `tensors`, in 48 places: the page compares its own with it, before it draws."""
+    numbers = module(*tensors.values()).flatten()
+    return [round(number, 4) for number in numbers[:: len(numbers) // 48].tolist()][:48]
 
 
 def program(module, tensors, output):
@@ -98,11 +106,16 @@ def halve(model):
 
 
 def shipped():
-    """The folders of the diffusion models that ship; small images first."""
+    """The folders of the diffusion models that ship: what follows prompts first, then small images first."""
     configs = {path.parent: json.loads(path.read_text("utf-8")) for path in SHIPPED.glob("*/config.json")}
-    kinds = "course_diffusion", "course_text_to_image"
-    folders = [folder for folder, config in configs.items() if config["model_type"] in kinds]
-    return sorted(folders, key=lambda folder: (configs[folder]["image_size"], folder.name))
+    order = ["course_text_to_image", "course_diffusion"]
+    folders = [folder for folder, config in configs.items() if config["model_type"] in order]
+
+    def place(folder):
+        config = configs[folder]
+        return order.index(config["model_type"]), config["image_size"], folder.name
+
+    return sorted(folders, key=place)
 
 
 def export(folder, target):
@@ -123,13 +136,16 @@ def export(folder, target):
         "times": diffusion.config.times,  # see lesson 12
         "mean": diffusion.norm.running_mean.tolist(),
         "deviation": diffusion.norm.running_var.sqrt().tolist(),
+        "answer": answer(Predictor(diffusion), inputs(diffusion)),
     }
     if hasattr(diffusion.config, "vocabulary"):
         decoder = target / f"{folder.name}_decoder.onnx"
-        model = program(Decoder(diffusion), {"latents": inputs(diffusion)["noisy"]}, "images")
+        latents = {"latents": 0.5 + inputs(diffusion)["noisy"] / 10}
+        model = program(Decoder(diffusion), latents, "images")
         decoder.write_bytes(halve(model).SerializeToString())
         about |= {"vocabulary": diffusion.config.vocabulary, "length": 1 + LENGTH}
         about |= {"decoder": f"models/{decoder.name}", "decoder_bytes": decoder.stat().st_size}
+        about |= {"decoder_answer": answer(Decoder(diffusion), latents)}
     return about
 
 

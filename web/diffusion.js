@@ -26,10 +26,12 @@ export function predictor(predictNoise, promptTokens) {
   };
 }
 
-// Go from the guess without a condition to the one with it, and beyond: classifier-free guidance. Lesson 15.
+// Go from the guess without a condition to the one with it, and beyond: classifier-free guidance, at times from 0 to 1.
+// Lesson 15.
 export function guide(conditional, unconditional, guidanceScale) {
   return async function guided(noisy, time) {
     const guesses = await conditional(noisy, time);
+    if (time < 0 || time > 1) return guesses; // hardly any noise, or nothing else
     const others = await unconditional(noisy, time);
     return guesses.map((guess, k) => guess.map((value, i) => others[k][i] + guidanceScale * (value - others[k][i])));
   };

@@ -1,5 +1,7 @@
 // Brings onnxruntime-web and a network into the page. The runtime lies packed beside it: 14 MB are 3.7 so.
 
+import { tokens } from "./diffusion.js";
+
 const RUNTIMES = {
   wasm: { module: "ort.wasm.min.mjs", binary: "ort-wasm-simd-threaded.wasm.gz" },
   webgpu: { module: "ort.webgpu.min.mjs", binary: "ort-wasm-simd-threaded.asyncify.wasm.gz" },
@@ -13,54 +15,72 @@ function once(name, make) {
   return kept.get(name);
 }
 
-// The bytes of a file; `onBytes(name, loaded, total)` is called as they arrive, total 0 if nobody knows.
-async function fetchBytes(name, onBytes) {
+// The bytes of a file; `onBytes(name, loaded, total)` is called as they arrive, total 0 if nobody knows. `size`: how
+// many there must be, where that is known.
+async function fetchBytes(name, onBytes, size) {
+  const lost = (why) => new Error(`The file ${name} did not arrive (${why}). Press New face to try again.`);
   const response = await fetch(name).catch(() => ({ status: "no network" }));
-  if (!response.ok) throw new Error(`The file ${name} did not arrive (${response.status}). Please try again later.`);
-  const total = response.headers.get("content-encoding") ? 0 : Number(response.headers.get("content-length"));
-  const [reader, parts] = [response.body.getReader(), []];
+  if (!response.ok) throw lost(response.status);
+  const { headers, body } = response;
+  if (/^text\/html/.test(headers.get("content-type"))) throw lost("a web page came in its place");
+  const total = headers.get("content-encoding") ? 0 : Number(headers.get("content-length"));
+  const [reader, parts] = [body.getReader(), []];
+  const read = () => reader.read().catch(() => Promise.reject(lost("it broke off")));
   let loaded = 0;
-  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+  for (let part = await read(); !part.done; part = await read()) {
     parts.push(part.value);
     onBytes(name, (loaded += part.value.length), total);
   }
+  if (loaded !== (size ?? (total || loaded))) throw lost("it broke off");
   onBytes(name, loaded, loaded);
   return new Blob(parts);
 }
 
 // Unpack a .gz file, unless the server has done so on the way.
-async function unpack(blob) {
+async function unpack(blob, name) {
   const [first, second] = new Uint8Array(await blob.slice(0, 2).arrayBuffer());
   if (first !== 0x1f || second !== 0x8b) return blob.arrayBuffer();
-  return new Response(blob.stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+  const unpacked = new Response(blob.stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+  return unpacked.catch(() => Promise.reject(new Error(`The file ${name} is damaged. Press New face to try again.`)));
 }
 
+let attempts = 0; // browsers remember that a program did not arrive, but not under another address
+
 async function startRuntime(kind, onBytes) {
-  if (typeof WebAssembly === "undefined") {
-    throw new Error("This browser has no WebAssembly, in which the network computes. Any current browser has it.");
+  for (const name of ["WebAssembly", "DecompressionStream"]) {
+    if (!(name in globalThis)) throw new Error(`This browser has no ${name}, which the page needs. Any current browser has it.`);
   }
   const { module, binary } = RUNTIMES[kind];
   const packed = fetchBytes(`runtime/${binary}`, onBytes);
   packed.catch(() => {}); // whoever waits for it below reports that
-  const ort = await import(`./runtime/${module}`).catch(() => {
-    throw new Error(`The file runtime/${module} did not arrive. Please try again later.`);
+  const ort = await import(`./runtime/${module}${attempts ? `?${attempts}` : ""}`).catch(() => {
+    attempts += 1;
+    throw new Error(`The file runtime/${module} did not arrive. Press New face to try again.`);
   });
   ort.env.logLevel = "error";
-  ort.env.wasm.proxy = kind === "wasm"; // computes beside the page, so that sliders never wait
-  ort.env.wasm.wasmBinary = await unpack(await packed);
+  ort.env.wasm.proxy = kind === "wasm" && "Worker" in globalThis; // computes beside the page, so that sliders never wait
+  ort.env.wasm.wasmBinary = await unpack(await packed, `runtime/${binary}`);
   return ort;
 }
 
-// Load `model`, an entry of models.json. Returns `{ predictNoise, decode }`: `predictNoise(noisy, time, promptTokens)` is
-// the noise that the network sees; `decode(latents)` makes colours of latents, null where the network draws colours.
+// Whether `numbers` are about those that PyTorch has found, in 48 places: weights here have 16 bits.
+function agrees(numbers, known) {
+  const apart = Math.floor(numbers.length / known.length);
+  return known.every((value, i) => Math.abs(numbers[i * apart] - value) < 0.05 * (1 + Math.abs(value)));
+}
+
+// Load `model`, an entry of models.json. Returns `{ kind, predictNoise, decode }`: `predictNoise(noisy, time, promptTokens)`
+// is the noise that the network sees; `decode(latents)` makes colours of latents, null where the network draws colours.
+// A graphics card that finds something else than PyTorch is left alone: then `kind` is "wasm".
 export function loadModel(model, kind, onBytes) {
   return once(`${kind} ${model.name}`, async () => {
     const runtime = once(kind, () => startRuntime(kind, onBytes));
-    const files = [model.file, model.decoder].filter(Boolean);
-    const [ort, ...weights] = await Promise.all([runtime, ...files.map((file) => fetchBytes(file, onBytes))]);
+    const files = [[model.file, model.bytes], [model.decoder, model.decoder_bytes]].filter(([file]) => file);
+    const fetched = files.map(([file, size]) => fetchBytes(file, onBytes, size));
+    const [ort, ...weights] = await Promise.all([runtime, ...fetched]);
     const options = { executionProviders: [kind] };
-    const start = async (blob) => ort.InferenceSession.create(new Uint8Array(await blob.arrayBuffer()), options);
-    const [network, decoder] = [await start(weights[0]), weights[1] ? await start(weights[1]) : null];
+    const session = async (blob) => ort.InferenceSession.create(new Uint8Array(await blob.arrayBuffer()), options);
+    const [network, decoder] = [await session(weights[0]), weights[1] ? await session(weights[1]) : null];
     const shape = [1, model.mean.length, model.image_size, model.image_size];
     const tensor = (values) => new ort.Tensor("float32", values.slice(), shape); // a copy, since it moves to the other thread
 
@@ -72,7 +92,14 @@ export function loadModel(model, kind, onBytes) {
     async function decode(latents) {
       return (await decoder.run({ latents: tensor(latents) })).images.data;
     }
-    return { predictNoise, decode: decoder && decode };
+    const wave = Float32Array.from({ length: shape.reduce((one, other) => one * other) }, (_, i) => Math.sin(i));
+    const nothing = model.vocabulary && tokens("", model.vocabulary, model.length);
+    const right =
+      agrees(await predictNoise(wave, 0.5, nothing), model.answer) &&
+      (!decoder || agrees(await decode(wave.map((value) => 0.5 + value / 10)), model.decoder_answer));
+    if (right) return { kind, predictNoise, decode: decoder && decode };
+    if (kind === "wasm") throw new Error("This browser computes the network wrongly. Please try another one.");
+    return loadModel(model, "wasm", onBytes);
   });
 }
 

@@ -16,7 +16,8 @@ let film = []; // after each step the colours of [noisy, image], those of the st
 let network = null; // what has been loaded: predictNoise and decode
 let turn = 0; // of the newest drawing; an older one stops when it sees that
 let running = Promise.resolve(); // the drawing that is under way
-let result = null; // the last face, as colours
+let result = null; // the last face: its colours, and what it is called
+let failed = false; // whether something did not arrive; the next wish tries again
 
 const model = () => models.find((entry) => entry.name === at("model").value) ?? models[0];
 const whole = (id) => Number(at(id).value);
@@ -101,6 +102,8 @@ function chosenPredictor() {
 
 // Draw from `noise`, and show the film as it is computed. Returns false when a newer drawing has begun.
 async function drawNow(mine, noise, { leisurely = false } = {}) {
+  const way = whole("way") > 0 ? `-to-${whole("to")}-${whole("way")}` : "";
+  const name = `face-${whole("seed")}${way}`; // sliders may have moved when it is drawn
   const [steps, step] = [whole("steps"), at("sampler").value === "dpm" ? dpmSolver() : ddim];
   const times = timesAlong(model().times, steps);
   const [predict, began] = [chosenPredictor(), performance.now()];
@@ -121,7 +124,7 @@ async function drawNow(mine, noise, { leisurely = false } = {}) {
       waited += performance.now() - pause;
     }
   }
-  result = film.at(-1)[1];
+  result = { name, colours: film.at(-1)[1] };
   const seconds = ((performance.now() - began - waited) / 1000).toFixed(2);
   say(`Drawn in ${steps} ${steps === 1 ? "step" : "steps"} and ${seconds} seconds, on your machine.`);
   return true;
@@ -139,7 +142,7 @@ const redraw = (options) => next((mine) => drawNow(mine, noiseOnTheWay(whole("wa
 // Load the network that is chosen, showing the noise meanwhile, and draw.
 async function load() {
   const [chosen, kind, progress, files] = [model(), at("kind").value, at("progress"), {}];
-  [network, turn] = [null, turn + 1];
+  [network, failed, turn] = [null, false, turn + 1];
   progress.removeAttribute("value"); // it moves, but shows no number yet
   say("Loading the network …");
   at("moment").max = whole("steps");
@@ -149,6 +152,7 @@ async function load() {
   showStrip(whole("steps"));
   try {
     const loaded = await loadModel(chosen, kind, (name, bytes, total) => {
+      if (failed) return; // others may still be on their way
       files[name] = [bytes, total];
       const [sum, all] = [0, 1].map((i) => Object.values(files).reduce((so, file) => so + file[i], 0));
       progress.hidden = false;
@@ -156,9 +160,13 @@ async function load() {
     });
     if (chosen !== model() || kind !== at("kind").value) return; // another one is wanted meanwhile
     network = loaded;
+    if (loaded.kind !== kind) take({ kind: loaded.kind });
+    showSettings();
     await redraw({ leisurely: true });
+    if (loaded.kind !== kind) say("Your graphics card computes this network wrongly, so the processor drew this.");
     performance.mark("first face");
   } catch (error) {
+    failed = true;
     say(error.message);
   } finally {
     progress.hidden = true;
@@ -179,7 +187,7 @@ function makeStations() {
 }
 
 const walk = () =>
-  next(async (mine) => {
+  failed ? load() : next(async (mine) => {
     for (const [number, station] of [...at("stations").children].entries()) {
       const share = number / (STATIONS - 1);
       at("way").value = Math.round(100 * share);
@@ -216,7 +224,7 @@ function showSettings() {
 function update(ids, options) {
   showSettings();
   if (ids.some((id) => id !== "way")) clearStations();
-  return ids.some((id) => id === "model" || id === "kind") ? load() : redraw(options);
+  return failed || ids.some((id) => id === "model" || id === "kind") ? load() : redraw(options);
 }
 
 // Take over settings, from a link or a button; what does not exist is left out. Returns what has changed.
@@ -235,16 +243,17 @@ const fromLink = () => Object.fromEntries(new URLSearchParams(location.hash.slic
 
 function save() {
   if (result === null) return;
-  const [small, large, data] = [document.createElement("canvas"), document.createElement("canvas"), pixels(result)];
+  const { name } = result;
+  const [small, large, data] = [document.createElement("canvas"), document.createElement("canvas"), pixels(result.colours)];
   [small.width, small.height, large.width, large.height] = [data.width, data.height, 512, 512];
   small.getContext("2d").putImageData(data, 0, 0);
   large.getContext("2d").imageSmoothingEnabled = false;
   large.getContext("2d").drawImage(small, 0, 0, 512, 512);
   large.toBlob((blob) => {
     const link = document.createElement("a");
-    [link.href, link.download] = [URL.createObjectURL(blob), `face-${at("seed").value}.png`];
+    [link.href, link.download] = [URL.createObjectURL(blob), `${name}.png`];
     link.click();
-    URL.revokeObjectURL(link.href);
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // some browsers read it later
     say(`Saved as ${link.download}.`);
   });
 }
@@ -262,14 +271,19 @@ async function copyLink() {
 // the curious at the console. Returns the colours of the face, from 0 to 1.
 window.drawFrom = async (noise) => {
   await next((mine) => drawNow(mine, Float32Array.from(noise)));
-  return Array.from(result);
+  return Array.from(result.colours);
 };
 
 // Begin ------------------------------------------------------------------------------------------------------
 
 async function start() {
-  makeStations();
-  models = await loadModels();
+  try {
+    models = await loadModels();
+  } catch (error) {
+    say(error.message);
+    at("new-face").addEventListener("click", start, { once: true });
+    return;
+  }
   at("model").replaceChildren(...models.map(({ name, title }) => new Option(title, name)));
   at("model").disabled = false;
   if (await hasGraphicsCard()) at("kind-field").hidden = false;
@@ -293,4 +307,5 @@ async function start() {
   await load();
 }
 
-start().catch((error) => say(error.message));
+makeStations();
+start();
