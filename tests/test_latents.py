@@ -255,10 +255,3 @@ def test_guidance_in_one_batch_draws_the_same(shipped):
     models = [Conditioned(shipped, tokens(prompt, shipped.config.vocabulary)) for prompt in prompts]
     together, in_turn = (generate(kind(*models), 2, steps=6, seed=0) for kind in (Guided, InTurn))
     assert (together - in_turn).abs().max() < 1e-6
-
-
-def test_labels_are_no_prompt():
-    """A row of labels is whole numbers, too: it would draw other words."""
-    model = Conditioned(small_model(), torch.tensor([[1, 2, 3]]))
-    with pytest.raises(ValueError, match="tokens: a prompt has 49, not 3; see `tokens` of lesson 16"):
-        generate(model, 1, steps=1)
