@@ -283,7 +283,8 @@ def models():
         save(sheet(forty.unflatten(0, (4, 10)), scale), folder / "samples.png")
     model = TextToImage.from_pretrained(TEXT_MODEL)
     rows = [text_to_image(model, prompt, n=10, sampler=DPMSolver(), seed=1) for prompt in PROMPTS]
-    save(sheet(torch.stack(rows), 2), TEXT_MODEL / "samples.png")
+    for path in (TEXT_MODEL / "samples.png", IMAGES / "from_a_sentence.png"):  # the card's, and the README's
+        save(sheet(torch.stack(rows), 2), path)
 
 
 if __name__ == "__main__":
