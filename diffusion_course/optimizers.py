@@ -8,8 +8,16 @@ Lesson 11  even_times, even_l1_loss, orthogonalize, Muon, muon
 import torch
 from torch import nn
 
-from diffusion_course.objectives import even_times
 from diffusion_utils import Residual, mix
+
+
+def even_times(count, device=None):
+    """Random times (count, 1, 1, 1) in [0, 1) that lie evenly apart, in random order. Lesson 11.
+
+    So no batch is easier or harder than others by chance. Kingma et al. 2021, appendix I.1.
+    """
+    places = torch.randperm(count, device=device) + torch.rand(1, device=device)
+    return (places / count).view(-1, 1, 1, 1)
 
 
 def even_l1_loss(diffusion, images):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import loader, tiny, train
 
-from diffusion_course.objectives import even_times, line_time, prediction_loss, targets
+from diffusion_course.objectives import line_time, prediction_loss, targets
 from diffusion_course.samplers import time_of
 from diffusion_utils import Diffusion, ddim, generate, mix, predict, schedule
 
@@ -67,7 +67,7 @@ def test_the_loss_of_an_output_of_0(predicts, power):
     loss = prediction_loss(diffusion, images, power)
     torch.manual_seed(1)
     image = diffusion.norm(images)
-    noise, time = torch.randn_like(image), 1 - even_times(64)
+    noise, time = torch.randn_like(image), 1 - torch.rand(64, 1, 1, 1)
     torch.testing.assert_close(loss, targets(noise, image, time)[predicts].abs().pow(power).mean())
 
 
@@ -85,42 +85,6 @@ def test_times_and_conditions(batch, condition):
     assert all(tuple(given) == condition for _, *given in calls)
     torch.testing.assert_close(late, 1 - (1 - even) ** 1.5)
     torch.testing.assert_close(later, time_of(200.0) * late)
-
-
-def test_times_are_even():
-    """One in each 64th of [0, 1], and none of them twice the same."""
-    diffusion, calls = tiny(predicts="v"), []
-    diffusion.network = lambda noisy, time: calls.append(time.flatten()) or 0 * noisy
-    for _ in range(2):
-        prediction_loss(diffusion, torch.rand(64, 3, 8, 8))
-    first, second = calls
-    for times in calls:
-        assert ((times.sort().values * 64).ceil() == torch.arange(1, 65)).all()
-    assert not torch.equal(first, second)
-
-
-@pytest.mark.parametrize("predicts", PREDICTS)
-def test_what_an_error_of_the_image_weighs(game, predicts):
-    """The squared error of the output is that of the image, times a number that depends on the signal-to-noise ratio."""
-    noise, image, time = game
-    noise_rate, signal_rate = schedule(time)
-    ratio = (signal_rate / noise_rate) ** 2
-    weight = {"noise": ratio, "image": 1, "v": 1 + ratio, "flow": (1 + ratio.sqrt()) ** 2}[predicts]
-    noisy, wrong = mix(image, noise, time), image + 0.1
-    implied = targets((noisy - signal_rate * wrong) / noise_rate, wrong, time)[predicts]
-    off = (implied - targets(*game)[predicts]).square()
-    expected = torch.as_tensor(0.01 * weight, dtype=off.dtype).expand_as(off)
-    torch.testing.assert_close(off, expected, atol=1e-9, rtol=1e-5)
-
-
-def test_v_is_the_network_of_edm(game):
-    """Karras et al. 2022, equation 7 with a standard deviation of 1: F is -v, where they see the noisy image / a."""
-    noise, image, time = game
-    noise_rate, signal_rate = schedule(time)
-    sigma = noise_rate / signal_rate
-    seen = mix(image, noise, time) / signal_rate
-    skip, out = 1 / (1 + sigma**2), sigma / (1 + sigma**2).sqrt()
-    torch.testing.assert_close(skip * seen - out * targets(*game)["v"], image)
 
 
 @pytest.mark.parametrize("predicts", PREDICTS)
