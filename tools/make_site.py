@@ -5,6 +5,7 @@
 Without a folder it goes to site/. Nothing is executed; what lessons show is what they have saved.
 """
 
+import ast
 import gzip
 import html
 import logging
@@ -21,7 +22,7 @@ from lessons import HELP, LESSONS, NOTEBOOKS, ROOT
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from smaller import STATE
-from sync import FIRST_CELL
+from sync import FIRST_CELL, IMPORTS
 
 WEB = ROOT / "web"
 PACKAGES = WEB / "node_modules"
@@ -71,20 +72,28 @@ def still(widget, states):
         choices, index = part.get("_options_labels"), part.get("index")
         value = part.get("value") if choices is None else choices[index]
         settings.append(f"<b>{html.escape(part['description'])}</b> {html.escape(str(value))}")
-    lines = [f"<p>Saved with {', '.join(settings)}. In JupyterLab or Colab you can move it.</p>"]
-    for output in shown:
+    sentence = f"<p>Saved with {', '.join(settings)}. In JupyterLab or Colab you can move it.</p>"
+    return f'<div class="still">{sentence}{as_html(shown)}</div>'
+
+
+def as_html(outputs):
+    """Pictures and text that a cell has put out, as plain HTML."""
+    lines = []
+    for output in outputs:
         if "image/png" in output.get("data", {}):
             lines.append(f'<img alt="" src="data:image/png;base64,{output["data"]["image/png"].strip()}">')
         else:
             lines.append(f"<pre>{html.escape(output.get('text', ''))}</pre>")
-    return f'<div class="still">{"".join(lines)}</div>'
+    return "".join(lines)
 
 
 def collapsed(cell):
-    """A code cell that is collapsed in the notebook, as text that unfolds."""
-    title = "Set-up" if cell.source == FIRST_CELL else "Imports"
+    """A code cell that is collapsed in the notebook, as text that unfolds, and below it what the cell has put out."""
+    imports = all(isinstance(node, IMPORTS) for node in ast.parse(cell.source).body)
+    title = "Set-up" if cell.source == FIRST_CELL else "Imports" if imports else "Code"
     source = f"<details><summary>{title}</summary>\n\n```python\n{cell.source}\n```\n</details>"
-    return nbformat.v4.new_markdown_cell(source, id=cell.id)
+    shown = f'\n\n<div class="shown">{as_html(cell.outputs)}</div>' if cell.outputs else ""
+    return nbformat.v4.new_markdown_cell(source + shown, id=cell.id)
 
 
 def plain(notebook):
