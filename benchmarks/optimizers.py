@@ -1,4 +1,4 @@
-"""AdamW and Muon (lesson 11), on lesson 04's training: three training runs each, with equal steps.
+"""AdamW and Muon (lesson 11), on lesson 04's training: three training runs each, equally many steps, even times in both.
 
     python benchmarks/optimizers.py        half an hour on two CPU cores
 
