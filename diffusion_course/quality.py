@@ -7,6 +7,7 @@ the course. Features are float64 tensors of shape (N, D): D numbers for each ima
     reference = face_features(classifier, labelled_faces("test")[0])
     drawn = face_features(classifier, generate(diffusion, n=400, seed=0))
     kernel_distance(drawn, reference), error_bar(drawn, reference)
+    fault_rate(generate(diffusion, n=400, seed=0))
 """
 
 from pathlib import Path
@@ -23,11 +24,18 @@ from diffusion_utils import ROOT, TOY_FACES, Training, pick_accelerator, square_
 
 FACE_CLASSIFIER = ROOT / "pretrained" / "face_classifier"  # what train_classifier makes of the training faces
 
+FAULT_DETECTOR = FACE_CLASSIFIER / "detector.safetensors"  # what train_classifier makes of faulty_faces
+
 RESULTS = ROOT / "benchmarks" / "results.md"  # what the programs in benchmarks/ have measured
 
 # The attributes that the classifier names, and how many classes each has.
 HEADS = {"skin_tone": 8, "hair_style": 12, "hair_color": 11, "beard": 5, "glasses": 4,
          "hat": 4, "mouth": 2, "smile": 3, "clothes": 6, "background": 10}  # fmt: skip
+
+# The heads of the detector: the colours of the eyes at the left and at the right of the image, and the fault.
+DETECTOR_HEADS = {"left_eye": 6, "right_eye": 6, "fault": 5}
+EYE_COLORS = "brown dark hazel green blue grey".split()
+FAULTS = "none hair background eyes smear".split()
 
 
 def labelled_faces(split="train", size=32):
@@ -47,12 +55,12 @@ def labelled_faces(split="train", size=32):
 class FaceClassifier(nn.Module):
     """A small network that names the attributes of a face. Lesson 07.
 
-    forward: (N, 3, S, S) in [0, 1], S at least 32, gives a dict with the scores
-    (N, HEADS[name]) of each attribute. `features` gives the 64 numbers an image, (N, 64),
-    from which all of them are computed. Images are averaged down to 32×32 first.
+    `heads`: the names of the attributes, and how many classes each has. forward: (N, 3, S, S) in [0, 1],
+    S at least 32, gives a dict with the scores (N, heads[name]) of each. `features` gives the 64 numbers an
+    image, (N, 64), from which all of them are computed. Images are averaged down to 32×32 first.
     """
 
-    def __init__(self, widths=(48, 96), features=64):
+    def __init__(self, heads=HEADS, widths=(48, 96), features=64):
         super().__init__()
         layers = [nn.AdaptiveAvgPool2d(32), nn.BatchNorm2d(3, affine=False), nn.PixelUnshuffle(2)]
         channels = 12
@@ -67,7 +75,7 @@ class FaceClassifier(nn.Module):
         pixels = (16 // 2 ** len(widths)) ** 2
         layers += [nn.Flatten(), nn.Linear(channels * pixels, features), nn.BatchNorm1d(features), nn.ReLU()]
         self.features = nn.Sequential(*layers)
-        self.heads = nn.ModuleDict({name: nn.Linear(features, classes) for name, classes in HEADS.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(features, classes) for name, classes in heads.items()})
 
     def forward(self, images):
         features = self.features(images)
@@ -84,17 +92,18 @@ def classifier_loss(classifier, batch):
     return sum(nn.functional.cross_entropy(scores[name], labels[:, i]) for i, name in enumerate(HEADS))
 
 
-def train_classifier(faces, labels, epochs=14, batch_size=64, seed=0):
+def train_classifier(faces, labels, heads=HEADS, loss=classifier_loss, epochs=14, batch_size=64, seed=0):
     """Train a FaceClassifier on `faces` and `labels` as `labelled_faces` gives them. Lesson 07.
 
-    Sets PyTorch's global seed. Returns the classifier in eval mode.
+    The detector of faults is trained by it, too, with DETECTOR_HEADS and `detector_loss`, on what `faulty_faces`
+    gives. Sets PyTorch's global seed. Returns the classifier in eval mode.
     """
     torch.manual_seed(seed)
-    classifier = FaceClassifier()
-    images = TensorDataset(faces, torch.stack([labels[name] for name in HEADS], dim=1))
+    classifier = FaceClassifier(heads)
+    images = TensorDataset(faces, torch.stack([labels[name] for name in heads], dim=1))
     loader = DataLoader(images, batch_size, shuffle=True, drop_last=True)
     recipe = dict(epochs=epochs, lr=4e-3, weight_decay=0.01, warmup_steps=200, cosine_decay=True, seed=seed)
-    for _ in tqdm(Training(classifier, loader, loss=classifier_loss, ema_decay=0.9, **recipe), unit=" steps"):
+    for _ in tqdm(Training(classifier, loader, loss=loss, ema_decay=0.9, **recipe), unit=" steps"):
         pass
     return classifier.eval()
 
@@ -108,6 +117,13 @@ def load_classifier(folder=FACE_CLASSIFIER):
     classifier = FaceClassifier()
     classifier.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     return classifier.to(pick_accelerator().device).eval()
+
+
+def load_detector(path=FAULT_DETECTOR):
+    """The detector of faults, a FaceClassifier with DETECTOR_HEADS, ready as `load_classifier` gives one. Lesson 07."""
+    detector = FaceClassifier(DETECTOR_HEADS)
+    detector.load_state_dict(load_file(path))
+    return detector.to(pick_accelerator().device).eval()
 
 
 def checked_images(images, smallest):
@@ -174,17 +190,28 @@ def frechet_distance(features, reference):
     return float((x.mean(0) - y.mean(0)).square().sum() + c1.trace() + c2.trace() - 2 * roots.sum())
 
 
-def pixel_distance(images, reference):
+def coarse_pixels(images):
+    """`images` (N, 3, S, S) in [0, 1], averaged down to 16×16: (N, 768), float64, on the CPU. Lesson 07."""
+    images = checked_images(images, smallest=16).cpu()
+    return nn.functional.adaptive_avg_pool2d(images, 16).flatten(1).double()
+
+
+def main_directions(reference):
+    """The 64 directions in which the images `reference` (N, 3, S, S) differ most: (64, 768). Lesson 07."""
+    pixels = coarse_pixels(reference)
+    return torch.linalg.svd(pixels - pixels.mean(0), full_matrices=False).Vh[:64]
+
+
+def pixel_distance(images, reference, directions=None):
     """How far `images` are from `reference`, both (N, 3, S, S) in [0, 1]; 0 is equal. Lesson 07.
 
     The Fréchet distance of images averaged down to 16×16 and projected on the 64 main
     directions of `reference`. It needs no classifier, and sees coarse shapes and colours.
+    `directions`: main_directions(reference), where many sets are compared with the same reference.
     Raises what `checked_images` and `feature_pair` raise.
     """
-    both = [checked_images(part, smallest=16).cpu() for part in (images, reference)]
-    x, y = feature_pair(*(nn.functional.adaptive_avg_pool2d(part, 16).flatten(1) for part in both))
-    directions = torch.linalg.svd(y - y.mean(0), full_matrices=False).Vh[:64]
-    return frechet_distance(x @ directions.T, y @ directions.T)
+    directions = main_directions(reference) if directions is None else directions
+    return frechet_distance(*(coarse_pixels(part) @ directions.T for part in (images, reference)))
 
 
 def polynomial_kernel(a, b):
@@ -212,19 +239,125 @@ def kernel_distance(features, reference):
     return float(kernel_within(x) + kernel_within(y) - 2 * polynomial_kernel(x, y).mean())
 
 
-def error_bar(features, reference, groups=8):
-    """The standard error of `kernel_distance(features, reference)`, from groups of images. Lesson 07.
+def group_distances(features, reference, groups=8):
+    """The kernel distances of `groups` equal parts of `features`, less the part that `reference` has alone. Lesson 07.
 
-    The distances of `groups` equal parts of `features` scatter; their standard deviation,
-    divided by √groups, is the error of their mean. The part of the distance that `reference` has alone
-    is the same for all groups, so it is left out. For the distance of all images at once the bar
-    is on the safe side: near the floor its error is smaller. Raises what `feature_pair` raises.
+    That part is the same for all groups, and drops out of every comparison of them.
     """
     x, y = feature_pair(features, reference)
     size = len(x) // groups
     parts = x[: groups * size].split(size)
-    distances = [float(kernel_within(part) - 2 * polynomial_kernel(part, y).mean()) for part in parts]
-    return float(np.std(distances, ddof=1) / groups**0.5)
+    return [float(kernel_within(part) - 2 * polynomial_kernel(part, y).mean()) for part in parts]
+
+
+def error_bar(features, reference, groups=8):
+    """The standard error of `kernel_distance(features, reference)`, from groups of images. Lesson 07.
+
+    The distances of `groups` equal parts of `features` scatter; their standard deviation,
+    divided by √groups, is the error of their mean. For the distance of all images at once the bar
+    is on the safe side: near the floor its error is smaller. Raises what `feature_pair` raises.
+    """
+    return float(np.std(group_distances(features, reference, groups), ddof=1) / groups**0.5)
+
+
+def paired_difference(features, others, reference, groups=8):
+    """How much farther from `reference` are `features` than `others`? The difference and its error. Lesson 07.
+
+    Row i of both, (N, D), must come from the same starting noise. What the noise does to both
+    drops out of the difference, group by group, so its error is smaller than either error bar.
+    """
+    gaps = np.subtract(*(group_distances(part, reference, groups) for part in (features, others)))
+    return float(gaps.mean()), float(gaps.std(ddof=1) / groups**0.5)
+
+
+def precision_recall(features, reference, k=3):
+    """The share of `features` (N, D) that could be real, and of `reference` (M, D) that could be drawn. Lesson 07.
+
+    Each point of a cloud has a ball that reaches to its k-th neighbour in that cloud. Precision is the share
+    of `features` in a ball of `reference`, recall the share of `reference` in a ball of `features`. Both depend
+    on N and M. Kynkäänniemi et al. 2019, equations 1 and 2. Raises what `feature_pair` raises.
+    """
+    x, y = feature_pair(features, reference)
+    between = torch.cdist(x, y)
+    radius_x, radius_y = (torch.cdist(part, part).kthvalue(k + 1).values for part in (x, y))
+    precision = (between <= radius_y).any(dim=1).double().mean()
+    recall = (between <= radius_x[:, None]).any(dim=0).double().mean()
+    return float(precision), float(recall)
+
+
+def faulty_faces(fault, indices, split="train", size=32):
+    """Faces of a split, drawn with a fault of FAULTS, and what the detector has to say of them. Lesson 07.
+
+    Returns `(faces, labels)`: (N, 3, size, size) in [0, 1], and a dict that has for each name in DETECTOR_HEADS
+    the class numbers (N,), -100 for an eye whose colour cannot be told. "none" draws them as they are. A face
+    that cannot have the fault is left out; indices beyond the shipped faces give new ones.
+    """
+    from data import draw_toy_faces as program
+
+    drawn = [program.draw_fault(program.sample_attributes(split, i), fault, i) for i in indices]
+    faces, left, right = zip(*[face for face in drawn if face is not None])
+    pixels = np.stack([np.asarray(square_rgb(face, size)) for face in faces])
+    numbers = {color: number for number, color in enumerate(EYE_COLORS)} | {None: -100}
+    labels = {
+        "left_eye": torch.tensor([numbers[color] for color in left]),
+        "right_eye": torch.tensor([numbers[color] for color in right]),
+        "fault": torch.full((len(faces),), FAULTS.index(fault)),
+    }
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255, labels
+
+
+def hills(n, channels, cells, size):
+    """Smooth random numbers, about as large as normal ones: (n, channels, size, size). Lesson 07."""
+    corners = torch.randn(n, channels, cells, cells)
+    return nn.functional.interpolate(corners, size, mode="bicubic", align_corners=True)
+
+
+def disturbed(images):
+    """`images` (N, 3, S, S) with the small faults that nobody minds: out of line, softer, uneven, noisy. Lesson 07.
+
+    How strongly differs from image to image; PyTorch's global random numbers decide.
+    """
+    n, _, size, _ = images.shape
+    bend, softness, light, grain = torch.rand(4, n, 1, 1, 1).to(images)
+    still = nn.functional.affine_grid(torch.eye(2, 3).expand(n, 2, 3), images.shape, align_corners=False)
+    places = still.to(images) + 0.02 * bend * hills(n, 2, 6, size).movedim(1, 3).to(images)
+    bent = nn.functional.grid_sample(images, places, padding_mode="border", align_corners=False)
+    blurred = nn.functional.avg_pool2d(bent, 3, stride=1, padding=1, count_include_pad=False)
+    uneven = 0.03 * light * hills(n, 3, 5, size).to(images)
+    noise = 0.04 * grain * torch.randn(images.shape).to(images)
+    return (bent + 0.6 * softness * (blurred - bent) + uneven + noise).clip(0, 1)
+
+
+def detector_loss(detector, batch):
+    """The sum of the cross-entropies of the detector's heads on disturbed images, half of them mirrored. Lesson 07.
+
+    `batch`: images (N, 3, S, S) in [0, 1], and class numbers (N, 3) in the order of DETECTOR_HEADS.
+    """
+    images, labels = batch
+    if torch.rand(()) < 0.5:
+        images, labels = images.flip(3), labels[:, [1, 0, 2]]
+    scores = detector(disturbed(images))
+    return sum(
+        nn.functional.cross_entropy(scores[name], labels[:, i]) for i, name in enumerate(DETECTOR_HEADS)
+    )
+
+
+@torch.no_grad()
+def find_faults(images, detector=None):
+    """What a child would point at on `images` (N, 3, S, S) in [0, 1]: places in FAULTS (N,), 0 for none. Lesson 07.
+
+    Images are averaged down to 32×32 first, so what only larger ones show is not seen.
+    `detector`: load_detector(), which is loaded if you bring none. Raises what `checked_images` raises.
+    """
+    detector = detector or load_detector()
+    features = face_features(detector, images).float().to(next(detector.parameters()).device)
+    chances = detector.heads["fault"](features).softmax(dim=1).cpu()
+    return torch.where(chances[:, 0] < 0.5, 1 + chances[:, 1:].argmax(dim=1), 0)
+
+
+def fault_rate(images, detector=None):
+    """The share of `images` (N, 3, S, S) in [0, 1] on which `find_faults` finds a fault. Lesson 07."""
+    return float((find_faults(images, detector) > 0).double().mean())
 
 
 def results(path=RESULTS):

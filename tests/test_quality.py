@@ -1,4 +1,4 @@
-"""Lesson 07: the classifier, the distances with their error bar, and the neighbours."""
+"""Lesson 07: the classifier, the distances with their error bar, precision and recall, faults, and the neighbours."""
 
 import math
 import warnings
@@ -8,20 +8,36 @@ import pytest
 import torch
 from torch import nn
 
+from data import draw_toy_faces
 from diffusion_course.quality import (
+    DETECTOR_HEADS,
+    EYE_COLORS,
     FACE_CLASSIFIER,
+    FAULT_DETECTOR,
+    FAULTS,
     HEADS,
     FaceClassifier,
     attributes,
+    coarse_pixels,
+    detector_loss,
+    disturbed,
     error_bar,
     face_features,
+    fault_rate,
+    faulty_faces,
     feature_pair,
+    find_faults,
     frechet_distance,
+    group_distances,
     kernel_distance,
     labelled_faces,
     load_classifier,
+    load_detector,
+    main_directions,
     nearest,
+    paired_difference,
     pixel_distance,
+    precision_recall,
     published,
     results,
     train_classifier,
@@ -258,6 +274,48 @@ def test_error_bar_predicts_the_scatter(shift, low, high):
     assert low < bars / np.std([kernel_distance(x, y) for x in samples]) < high
 
 
+def test_the_error_of_a_difference():
+    """What the noise does to both drops out: the paired error is that of a difference of means, and small."""
+    y = normal(300, 8, 1)
+    x = normal(400, 8, 0, scale=1.2, shift=0.5)
+    worse = x + 0.03
+    difference, error = paired_difference(worse, x, y)
+    parts = [kernel_distance(a, y) - kernel_distance(b, y) for a, b in zip(worse.split(50), x.split(50))]
+    assert difference == pytest.approx(np.mean(parts))
+    assert error == pytest.approx(np.std(parts, ddof=1) / math.sqrt(8))
+    assert error < 0.6 * min(error_bar(x, y), error_bar(worse, y)) and difference > 3 * error
+    assert paired_difference(x, x, y) == (0, 0)
+    whole = [kernel_distance(part, y) for part in x.split(50)]
+    assert np.ptp(np.subtract(whole, group_distances(x, y))) == pytest.approx(0, abs=1e-9)
+
+
+# Precision and recall -------------------------------------------------------------------
+
+
+def test_precision_recall_by_hand():
+    reference = torch.tensor([[0.0], [1.0], [10.0], [12.0]])
+    drawn = torch.tensor([[0.5], [1.9], [5.0], [14.1]])
+    # With k = 1 the real balls reach 1, 1, 2, 2; those of the drawn points 1.4, 1.4, 3.1, 9.1.
+    assert precision_recall(drawn, reference, k=1) == (0.5, 1.0)
+    assert precision_recall(drawn[:2], reference, k=1) == (1.0, 0.5)
+    assert precision_recall(reference, reference, k=1) == (1.0, 1.0)
+
+
+def test_precision_recall_against_the_definition():
+    x, y, k = normal(40, 3, 0, scale=0.5), normal(50, 3, 1), 3
+
+    def inside(points, cloud):
+        share = 0
+        for point in points:
+            radii = [sorted((other - centre).norm() for other in cloud)[k] for centre in cloud]
+            share += any((point - centre).norm() <= radius for centre, radius in zip(cloud, radii))
+        return share / len(points)
+
+    precision, recall = precision_recall(x, y, k)
+    assert (precision, recall) == (pytest.approx(inside(x, y)), pytest.approx(inside(y, x)))
+    assert precision > recall  # a cloud that is too narrow
+
+
 # On pixels -----------------------------------------------------------------------------
 
 
@@ -274,6 +332,16 @@ def test_pixel_distance_against_the_definition():
         ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T)) + np.trace(np.cov(b.T)) - 2 * cross
     )
     assert pixel_distance(one, two) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_reference_once():
+    """Who compares many sets with the same reference gets its directions once, and the same numbers."""
+    torch.manual_seed(0)
+    one, two, reference = torch.rand(3, 100, 3, 32, 32)
+    directions = main_directions(reference)
+    assert directions.shape == (64, 768) and coarse_pixels(one).shape == (100, 768)
+    for images in (one, two):
+        assert pixel_distance(images, reference, directions) == pixel_distance(images, reference)
 
 
 def test_pixel_distance_behaves():
@@ -303,7 +371,9 @@ IMAGES = [
 ]
 
 
-@pytest.mark.parametrize("function", [feature_pair, frechet_distance, kernel_distance, error_bar])
+@pytest.mark.parametrize(
+    "function", [feature_pair, frechet_distance, kernel_distance, error_bar, precision_recall]
+)
 @pytest.mark.parametrize("features, reference, message", MATRICES)
 def test_no_matrix_of_features(function, features, reference, message):
     with pytest.raises(ValueError, match=message):
@@ -316,9 +386,103 @@ def test_images_that_no_metric_fits(classifier, held_out, images, message):
         lambda images: pixel_distance(images, held_out[0]),
         lambda images: pixel_distance(held_out[0], images),
         lambda images: face_features(classifier, images),
+        lambda images: attributes(classifier, images),
+        find_faults,
+        fault_rate,
     ):
         with pytest.raises(ValueError, match=message):
             function(images)
+
+
+# Faults -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def faulty():
+    """Held-out faces with each fault, far from those that the detector was trained on."""
+    return {fault: faulty_faces(fault, range(300, 340), "test") for fault in FAULTS}
+
+
+def test_the_names_are_those_of_the_program():
+    assert FAULTS == draw_toy_faces.FAULTS and EYE_COLORS == list(draw_toy_faces.EYES)
+    assert DETECTOR_HEADS == {"left_eye": len(EYE_COLORS), "right_eye": len(EYE_COLORS), "fault": len(FAULTS)}
+
+
+def test_faulty_faces(faulty, held_out):
+    faces, labels = faulty["none"]
+    assert torch.equal(faces, held_out[0][300:340])  # as they are
+    assert torch.equal(labels["left_eye"], labels["right_eye"]) and (labels["fault"] == 0).all()
+    assert (labels["left_eye"][held_out[1]["glasses"][300:340] == 3] == -100).all()
+    for number, fault in enumerate(FAULTS):
+        faces, labels = faulty[fault]
+        assert faces.shape[1:] == (3, 32, 32) and 0 <= faces.min() <= faces.max() <= 1
+        assert list(labels) == list(DETECTOR_HEADS) and (labels["fault"] == number).all()
+        assert {len(classes) for classes in labels.values()} == {len(faces)} and len(faces) >= 25
+    labels = faulty["eyes"][1]
+    assert (labels["left_eye"] != labels["right_eye"]).double().mean() > 0.3
+
+
+def test_a_fault_again_and_at_64(faulty):
+    again, _ = faulty_faces("smear", range(300, 303), "test")
+    assert torch.equal(again, faulty["smear"][0][:3])
+    large, _ = faulty_faces("smear", range(300, 303), "test", size=64)
+    assert large.shape == (3, 3, 64, 64)
+    assert (nn.functional.avg_pool2d(large, 2) - again).abs().mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    "fault, attribute, value", [("hair", "hair_style", "bald"), ("eyes", "glasses", "sunglasses")]
+)
+def test_a_fault_that_cannot_be(fault, attribute, value):
+    attributes = draw_toy_faces.sample_attributes("test", 0) | {attribute: value}
+    assert draw_toy_faces.draw_fault(attributes, fault, 0) is None
+
+
+@pytest.mark.parametrize("fault", FAULTS[1:])
+def test_a_fault_can_be_seen(fault, faulty):
+    """And all that is right in the face stays."""
+    attributes = draw_toy_faces.sample_attributes("test", 1)
+    right = np.asarray(draw_toy_faces.draw_face(attributes), float)
+    drawn = [draw_toy_faces.draw_fault(attributes, fault, seed) for seed in range(5)]
+    for image, *_ in [face for face in drawn if face is not None]:
+        changed = (abs(np.asarray(image) - right).max(axis=2) > 40).mean()
+        assert 0.002 < changed < 0.6
+
+
+def test_disturbed(held_out):
+    """Small, different for each image, and still a face."""
+    torch.manual_seed(0)
+    faces = held_out[0][:50]
+    changed = disturbed(faces)
+    assert changed.shape == faces.shape and 0 <= changed.min() <= changed.max() <= 1
+    difference = (changed - faces).abs().mean((1, 2, 3))
+    assert 0.002 < difference.min() < difference.max() < 0.08
+
+
+def test_detector_loss(held_out):
+    """A mirror changes left and right; an eye that cannot be told does not count."""
+    faces, labels = held_out[0][:64], torch.zeros(64, 3, dtype=torch.long)
+    torch.manual_seed(0)
+    detector = FaceClassifier(DETECTOR_HEADS).eval()
+    for parameter in detector.heads.parameters():
+        nn.init.zeros_(parameter)
+    assert detector_loss(detector, (faces, labels)).item() == pytest.approx(2 * math.log(6) + math.log(5))
+    labels[1:, 0] = -100
+    assert detector_loss(detector, (faces, labels)).item() == pytest.approx(2 * math.log(6) + math.log(5))
+
+
+def test_the_shipped_detector(faulty, held_out):
+    """Its error rates, as its card and the lesson say them."""
+    detector = load_detector()
+    assert not detector.training and FAULT_DETECTOR.stat().st_size < 1e6
+    faces, labels = held_out
+    assert fault_rate(faces, detector) < 0.05
+    found = torch.cat([find_faults(faulty[fault][0], detector) for fault in FAULTS[1:]])
+    assert (found > 0).double().mean() > 0.65
+    large = [faulty_faces(fault, range(300, 320), "test", size=64)[0] for fault in FAULTS[1:]]
+    small = [faulty[fault][0][: len(part)] for fault, part in zip(FAULTS[1:], large)]
+    same = [(find_faults(a, detector) > 0) == (find_faults(b, detector) > 0) for a, b in zip(large, small)]
+    assert torch.cat(same).double().mean() > 0.9
 
 
 # The neighbours -------------------------------------------------------------------------
