@@ -59,12 +59,12 @@ def main(folder=None):
     held_out, dice = labelled_faces("test", 64)[0], random.Random(0)
     prompts = [caption(row, dice) for row in attribute_faces("test")[1][:COUNT]]
     free = draw(model, "", COUNT, scale=1)
-    asked = draw(model, prompts)
+    captioned = draw(model, prompts)
     rebuilt = decode(model.autoencoder, encode(model.autoencoder, held_out[:500]))
     rows = []
     for name, images, left_out in (
         ("nothing", free, 0),
-        ("a caption", asked, 0),
+        ("a caption", captioned, 0),
         ("real faces, decoded", rebuilt, 500),
     ):
         (pixel,), (kernel,), (bar,) = judged([images], 64, left_out)

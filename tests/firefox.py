@@ -41,7 +41,7 @@ class Firefox:
         self.socket = socket.create_connection(("127.0.0.1", int(port.read_text())), timeout=300)
         self.number = 0
         self.receive()  # it introduces itself
-        self.ask("WebDriver:NewSession", timeouts={"script": 300_000})
+        self.send("WebDriver:NewSession", timeouts={"script": 300_000})
 
     def __enter__(self):
         return self
@@ -61,7 +61,7 @@ class Firefox:
             data += self.socket.recv(count - len(data))
         return json.loads(data)
 
-    def ask(self, command, **arguments):
+    def send(self, command, **arguments):
         self.number += 1
         message = json.dumps([0, self.number, command, arguments]).encode()
         self.socket.sendall(b"%d:%s" % (len(message), message))
@@ -70,13 +70,13 @@ class Firefox:
         return result
 
     def open(self, address):
-        self.ask("WebDriver:Navigate", url=address)
+        self.send("WebDriver:Navigate", url=address)
 
     def evaluate(self, script, *arguments):
         """What `script`, the body of an async function, returns; its arguments are arguments[0] and so on."""
         body = "const [args, done] = [Array.from(arguments).slice(0, -1), arguments[arguments.length - 1]];"
         body += f"(async function () {{ {script} }}).apply(null, args).then(done, (error) => done({{ error: `${{error}}` }}));"
-        result = self.ask("WebDriver:ExecuteAsyncScript", script=body, args=arguments, sandbox=None)["value"]
+        result = self.send("WebDriver:ExecuteAsyncScript", script=body, args=arguments, sandbox=None)["value"]
         assert not (isinstance(result, dict) and result.get("error")), result
         return result
 

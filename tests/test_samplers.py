@@ -167,14 +167,14 @@ def test_order(make, steps, order, rho):
 
 def test_evaluations():
     """2M asks once at each of the times, the last of them 0."""
-    asked = []
+    evaluated = []
 
     def spy(noisy, time):
-        asked.append(float(time[0]))
+        evaluated.append(float(time[0]))
         return gaussian(noisy, time)
 
     list(sample(spy, start(), TIMES, DPMSolver()))
-    assert asked == pytest.approx(TIMES, abs=1e-6)
+    assert evaluated == pytest.approx(TIMES, abs=1e-6)
 
 
 def test_the_noise_drops_out():

@@ -331,9 +331,9 @@ WAYS = {  # what arrives, and what is said
 @pytest.mark.parametrize("way", WAYS)
 def test_new_face_tries_again(browser, address, way):
     """When what had gone wrong is right again; the bar does not go on meanwhile."""
-    files, answer, sentence = WAYS[way]
+    files, response, sentence = WAYS[way]
     page = browser.new_page()
-    page.route(f"**/{files}", lambda route: route.fulfill(**answer) if answer else route.abort())
+    page.route(f"**/{files}", lambda route: route.fulfill(**response) if response else route.abort())
     page.goto(address)
     page.wait_for_function(f"sentence => {STATUS}.startsWith(sentence)", arg=sentence)
     page.wait_for_timeout(300)

@@ -68,7 +68,7 @@ def inputs(diffusion):
 
 
 @torch.no_grad()
-def answer(module, tensors):
+def known_output(module, tensors):
     """What `module` gives for `tensors`, in 48 places: the page compares its own with it, before it draws."""
     numbers = module(*tensors.values()).flatten()
     return [round(number, 4) for number in numbers[:: len(numbers) // 48].tolist()][:48]
@@ -136,7 +136,7 @@ def export(folder, target):
         "times": diffusion.config.times,  # see lesson 12
         "mean": diffusion.norm.running_mean.tolist(),
         "deviation": diffusion.norm.running_var.sqrt().tolist(),
-        "answer": answer(Predictor(diffusion), inputs(diffusion)),
+        "answer": known_output(Predictor(diffusion), inputs(diffusion)),
     }
     if hasattr(diffusion.config, "vocabulary"):
         decoder = target / f"{folder.name}_decoder.onnx"
@@ -145,7 +145,7 @@ def export(folder, target):
         decoder.write_bytes(halve(model).SerializeToString())
         about |= {"vocabulary": diffusion.config.vocabulary, "length": 1 + LENGTH}
         about |= {"decoder": f"models/{decoder.name}", "decoder_bytes": decoder.stat().st_size}
-        about |= {"decoder_answer": answer(Decoder(diffusion), latents)}
+        about |= {"decoder_answer": known_output(Decoder(diffusion), latents)}
     return about
 
 
