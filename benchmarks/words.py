@@ -53,7 +53,7 @@ def readers():
     """What takes the text encoder's place: {name: class}. Each gives words, mask and a vector for the whole."""
     from diffusion_course.attention import TextEncoder
 
-    class Bag(nn.Module):
+    class BagOfWords(nn.Module):
         """The sum of the vectors of all words, the start token's among them, brought to one length."""
 
         def __init__(self, count, width=128):
@@ -70,7 +70,7 @@ def readers():
             words, mask, pooled = super().forward(tokens)
             return words[:, :1], mask[:, :1], pooled
 
-    return dict(zip(WAYS, (Bag, OneVector, TextEncoder)))
+    return dict(zip(WAYS, (BagOfWords, OneVector, TextEncoder)))
 
 
 def new(way):
