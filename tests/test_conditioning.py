@@ -1,6 +1,5 @@
 """Lesson 15: labels of toy faces, a condition in each block, guidance as its formula."""
 
-
 import pytest
 import torch
 from helpers import awake, conditional, loader, same, tiny, train
