@@ -1,6 +1,6 @@
 """Loading 3,000 JPEGs of 178×218: `map` with lists of pixels, against `get_data`.
 
-    python benchmarks/data.py              two minutes on two CPU cores
+    python benchmarks/loading.py              two minutes on two CPU cores
 
 Memory is what a fresh process has at most, less what it has after its imports and one small
 call, for `datasets` imports some of its own parts late. The array itself has
