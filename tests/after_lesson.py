@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(items):
             item.output_timeout = 60  # seconds that a busy machine may take; 5 are few
             lessons[item.parent].append(item)
     for lesson, cells in lessons.items():
-        sliders = sum(cell.cell.source.count("\ninteract(") for cell in cells)
+        sliders = sum(f"\n{cell.cell.source}".count("\ninteract(") for cell in cells)
         source = f"import sys; sys.path.append('../tests'); import sliders; sliders.move_all({sliders})"
         after = [Quiet.behind(cells, "Sliders", source)]
         for number, solution in enumerate(solutions(lesson.nb), 1):
