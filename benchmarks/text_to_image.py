@@ -88,7 +88,7 @@ def main(folder=None):
         "copies",
     ]
     summary = f"As asked {rows[1][4]} (real faces {rows[2][4]}), kernel distance {rows[1][3]}, without a prompt {rows[0][3]}."
-    note = f"{calls} evaluations of DPM-Solver++ 2M, guidance scale {SCALE}. "
+    note = f"{calls} steps of DPM-Solver++ 2M, {calls + 1} evaluations, guidance scale {SCALE}. "
     note += f"Colours of hat and hair both right: {hair:.0%}; of hat and clothes: {clothes:.0%} ({len(PAIRS)} faces each)."
     publish("Text to image", columns, rows, summary=summary, note=note)
 

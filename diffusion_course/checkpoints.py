@@ -222,10 +222,9 @@ def load_checkpoint(training, folder):
             warnings.warn(f"{path} cannot be read ({kind}), taking the one before", stacklevel=3)
             continue
         before.setdefault("optimizer_numbers", now["optimizer_numbers"])  # older checkpoints have none
+        # Images that change from call to call tell nothing.
         if before["fingerprint"] != now["fingerprint"] != fingerprint(training.loader.dataset):
-            before["fingerprint"] = now[
-                "fingerprint"
-            ]  # its images change from call to call, so they tell nothing
+            before["fingerprint"] = now["fingerprint"]
         differ = [
             f"{name}={before.get(name)}, not {now[name]}" for name in now if before.get(name) != now[name]
         ]

@@ -26,7 +26,8 @@ def rewrite(new):
         raise SystemExit(f"REPO: {new!r} is not of the form owner/name")
     old = course()["repository"]
     first_cell = ROOT / "tools" / "first_cell.py"
-    others = first_cell, ROOT / "README.md", ROOT / "web" / "index.html", PROJECT
+    pages = ROOT / "web" / "index.html", ROOT / "web" / "field" / "index.html"
+    others = first_cell, ROOT / "README.md", *pages, PROJECT
     for path in [*sorted((ROOT / "notebooks").glob("*.ipynb")), *others]:
         text = path.read_text(encoding="utf-8")
         # in links, in the first cell and in the badges; no other repository whose name begins alike
