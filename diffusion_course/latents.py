@@ -226,11 +226,14 @@ class AttentionUNet(nn.Module):
 # System ---------------------------------------------------------------------------------
 
 
-def line_times(steps, last=0.995):
-    """Times at which the share of noise on the line of lesson 13 falls evenly from `last` to 0. Lesson 17."""
-    shares = torch.linspace(last, 0, steps + 1, dtype=torch.float64)
-    first, span = math.acos(0.95), math.acos(0.02) - math.acos(0.95)
-    return ((torch.atan2(shares, 1 - shares) - first) / span).tolist()
+def line_times(steps, last=0.995, first=0.001):
+    """Times at which the share of noise on the line of lesson 13 falls evenly from `last` to `first`. Lesson 17.
+
+    `first` is not 0, where solvers that divide by the noise rate would fail.
+    """
+    shares = torch.linspace(last, first, steps + 1, dtype=torch.float64)
+    start, end = math.acos(0.95), math.acos(0.02)
+    return ((torch.atan2(shares, 1 - shares) - start) / (end - start)).tolist()
 
 
 class TextToImageConfig(DiffusionConfig):

@@ -151,7 +151,7 @@ def test_the_same_model_draws_latents():
 
 def test_times_lie_evenly_on_the_line():
     shares = line_time(torch.tensor(line_times(10), dtype=torch.float64))
-    torch.testing.assert_close(shares, torch.linspace(0.995, 0, 11, dtype=torch.float64))
+    torch.testing.assert_close(shares, torch.linspace(0.995, 0.001, 11, dtype=torch.float64))
     assert TextToImageConfig(WORDS).times == line_times(20)
 
 
@@ -229,6 +229,11 @@ def test_a_latent_is_local(shipped, held_out):
     other[:, :, 8, 8] = 1 - other[:, :, 8, 8]
     change = (decode(shipped.autoencoder, other) - decode(shipped.autoencoder, latents)).abs()
     assert change[:, :, 32:36, 32:36].mean() > 10 * change[:, :, :, :8].mean()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_any_number_of_steps(shipped, steps):
+    assert text_to_image(shipped, "a red cap", n=1, steps=steps, sampler=DPMSolver(), seed=0).isfinite().all()
 
 
 def test_the_whole_of_it(shipped):
