@@ -174,10 +174,10 @@ def test_dev_container():
 
 
 def test_make_address(tmp_path, monkeypatch):
-    names = ("README.md", "pyproject.toml", "tools/first_cell.py", "web/index.html",
+    names = ("README.md", "pyproject.toml", "web/field/index.html", "tools/first_cell.py", "web/index.html",
              "notebooks/00_introduction.ipynb")  # fmt: skip
     for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.setattr(address, "ROOT", tmp_path)
     monkeypatch.setattr(address, "PROJECT", tmp_path / "pyproject.toml")
@@ -187,7 +187,7 @@ def test_make_address(tmp_path, monkeypatch):
     for name in names:
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert old not in text and old.replace("/", ".github.io/") not in text
-    for name in names[2:]:
+    for name in names[3:]:
         assert "github.com/somebody/some.course" in (tmp_path / name).read_text(encoding="utf-8")
     nbformat.validate(nbformat.read(tmp_path / names[-1], as_version=4))
     for nonsense in ("nonsense", "../..", "a/..", "./a", "a/b/c", "", "a b/c", "a/b\n"):
@@ -198,8 +198,8 @@ def test_make_address(tmp_path, monkeypatch):
 
 def test_make_address_twice(tmp_path, monkeypatch):
     """Other repositories, whose names begin alike, stay as they are."""
-    for name in ("pyproject.toml", "tools/first_cell.py", "web/index.html"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("pyproject.toml", "tools/first_cell.py", "web/index.html", "web/field/index.html"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.setattr(address, "ROOT", tmp_path)
     monkeypatch.setattr(address, "PROJECT", tmp_path / "pyproject.toml")
