@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -67,28 +68,31 @@ def the_articles_model():
     return diffusion.eval()
 
 
-MODELS = {
-    "small": model,
-    "trained": lambda: Diffusion.from_pretrained(TOY_MODEL),
-    "article": the_articles_model,
-}
-
-
-@pytest.mark.parametrize(
-    "name, counts",
-    [("small", [1, 2, 3, 7, 10, 13, 20, 30, 49, 100]), ("trained", [5, 20]), ("article", [20])],
-)
-def test_the_same_as_the_article_to_the_bit(name, counts):
-    diffusion = MODELS[name]()
-    n = 1 if name == "article" else 2
+@pytest.mark.parametrize("make, n, counts", [
+    (model, 2, [1, 2, 3, 7, 10, 13, 20, 30, 49, 100]),
+    (lambda: Diffusion.from_pretrained(TOY_MODEL), 2, [5, 20]),
+    (the_articles_model, 1, [20]),
+])  # fmt: skip
+@torch.no_grad()
+def test_the_same_as_the_article_to_the_bit(make, n, counts):
+    diffusion = make()
     for steps in counts:
         torch.manual_seed(steps)
         drawn = generate(diffusion, n, steps)  # no seed: the noise of the global generator, as there
         torch.manual_seed(steps)
-        with torch.no_grad():
-            size = diffusion.config.image_size
-            expected = the_article_draws(diffusion, n, steps, torch.randn(n, 3, size, size))
+        expected = the_article_draws(diffusion, n, steps, torch.randn(drawn.shape))
         assert 0 < drawn.std() and torch.equal(drawn, expected), steps
+
+
+def test_the_times_of_the_article_to_the_bit():
+    """With each number of steps, a step is asked to go from and to where the article's loop goes."""
+    noisy = torch.zeros(1, 1, 1, 1)
+    for steps in range(1, 150):
+        times = [(steps - step) / steps for step in range(steps + 1)]
+        went = sample(None, noisy, times, step=lambda predict, noisy, *way: (noisy, way))
+        for step, (_, (time, next_time)) in enumerate(went):
+            expected = torch.full((1, 1, 1, 1), (steps - step) / steps)
+            assert torch.equal(time, expected) and torch.equal(next_time, expected - 1 / steps), (steps, step)
 
 
 # What it is made of ---------------------------------------------------------------------
@@ -124,8 +128,8 @@ def test_starting_noise():
     assert torch.equal(starting_noise(diffusion, 4), expected)
 
 
-def at(time, n=2):
-    return torch.full((n, 1, 1, 1), time)
+def at(time):
+    return torch.full((2, 1, 1, 1), float(time))
 
 
 @torch.no_grad()
@@ -139,51 +143,29 @@ def test_ddim():
     assert torch.allclose(stay, noisy, atol=1e-5)
 
 
-@torch.no_grad()
-def test_ddim_with_all_the_answers():
-    """Where the prediction is right, one step of any width lands where it should."""
-    image, noise = torch.randn(2, 2, 3, 8, 8)
-    for time, next_time in [(1.0, 0.0), (0.9, 0.2), (0.2, 0.9)]:
-        after, clean = ddim(lambda *_: (noise, image), mix(image, noise, at(time)), at(time), at(next_time))
-        assert torch.equal(after, mix(image, noise, at(next_time))) and torch.equal(clean, image)
-
-
 @pytest.mark.parametrize(
-    "times, count",
-    [([], 0), ([1.0], 0), ([1.0, 0.0], 1), ([1, 0.7, 0.2, 0], 3), (torch.linspace(1, 0, 6), 5)],
+    "times", [[], [1.0], [1.0, 0.0], [1, 0.7, 0.2, 0], torch.linspace(1, 0, 6), [0.2, 0.9]]
 )
 @torch.no_grad()
-def test_sample_goes_along_the_times(times, count):
-    calls, diffusion, start = [], model(), torch.randn(2, 3, 8, 8)
+def test_sample_goes_along_the_times(times):
+    """One step at a time, each from where the one before it ended; also backwards, and with a step of our own."""
+    diffusion, start, calls = model(), torch.randn(2, 3, 8, 8), []
     kept = start.clone()
 
-    def predictor(noisy, time):
-        calls.append((noisy, time))
-        return predict(diffusion, noisy, time)
+    def step(predictor, noisy, time, next_time):
+        calls.append((noisy, time, next_time))
+        return ddim(predictor, noisy, time, next_time)
 
-    steps = list(sample(predictor, start, times))
-    assert len(steps) == len(calls) == count
-    assert [time.flatten().tolist() for _, time in calls] == [
-        pytest.approx([float(t)] * 2) for t in times[:count]
-    ]
-    assert all(time.shape == (2, 1, 1, 1) for _, time in calls) and torch.equal(start, kept)
-    for (noisy, time), (after, image), next_time in zip(calls, steps, times[1:]):
-        noise, expected = predict(diffusion, noisy, time)
-        assert torch.equal(image, expected) and torch.allclose(
-            after, mix(image, noise, at(float(next_time))), atol=1e-5
-        )
-    assert all(
-        torch.equal(before[0], noisy) for before, (noisy, _) in zip(steps, calls[1:])
-    )  # each goes on from the one before
-
-
-@torch.no_grad()
-def test_sample_takes_one_step_at_a_time():
-    calls, diffusion = [], model()
-    steps = sample(lambda *x: calls.append(1) or predict(diffusion, *x), torch.randn(2, 3, 8, 8), [1, 0.5, 0])
-    assert not calls
-    next(steps)
-    assert len(calls) == 1
+    path, noisy = sample(partial(predict, diffusion), start, times, step), start
+    for count, (now, then) in enumerate(pairwise(times)):
+        assert len(calls) == count
+        after, image = next(path)
+        assert torch.equal(calls[-1][0], noisy) and torch.equal(calls[-1][1], at(now))
+        torch.testing.assert_close(calls[-1][2], at(then))
+        expected = ddim(partial(predict, diffusion), noisy, at(now), at(then))
+        torch.testing.assert_close((after, image), expected, atol=1e-5, rtol=0)
+        noisy = after
+    assert not list(path) and torch.equal(start, kept)
 
 
 @torch.no_grad()
@@ -198,57 +180,6 @@ def test_generate_is_sample_with_colours():
         assert torch.equal(denormalize(diffusion, image), image_colours)
 
 
-@torch.no_grad()
-def test_times_backwards_go_back():
-    """From an image to its noise and back to the image: inversion."""
-    predictor = partial(predict, Diffusion.from_pretrained(TOY_MODEL))
-    down = [(50 - step) / 50 for step in range(5, 51)]  # from 0.9 to 0
-    start = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    *_, (clean, _) = sample(predictor, start, down)
-    *_, (noise, _) = sample(predictor, clean, down[::-1])
-    *_, (again, _) = sample(predictor, noise, down)
-    assert (again - clean).abs().mean() < 0.1 * clean.std()
-    assert (noise - start).abs().mean() < 0.3 < (noise - clean).abs().mean()
-
-
-@torch.no_grad()
-def test_a_step_of_our_own():
-    """One that asks twice, at half the way too: four of them go where eight of DDIM go."""
-    diffusion, start, calls = model(), torch.randn(2, 3, 8, 8), []
-
-    def predictor(noisy, time):
-        calls.append(time)
-        return predict(diffusion, noisy, time)
-
-    def halves(predict, noisy, time, next_time):
-        middle = (time + next_time) / 2
-        noisy, _ = ddim(predict, noisy, time, middle)
-        return ddim(predict, noisy, middle, next_time)
-
-    eight = list(sample(predictor, start, [(8 - step) / 8 for step in range(9)]))
-    assert len(calls) == 8
-    four = list(sample(predictor, start, [(4 - step) / 4 for step in range(5)], step=halves))
-    assert len(calls) == 16 and len(four) == 4
-    for ours, theirs in zip(four, eight[1::2]):
-        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs))
-    coarse = list(sample(predictor, start, [(4 - step) / 4 for step in range(5)], step=ddim))
-    assert not torch.allclose(coarse[-1][0], four[-1][0], atol=1e-2)
-    assert torch.equal(
-        coarse[-1][0], list(sample(predictor, start, [1, 0.75, 0.5, 0.25, 0]))[-1][0]
-    )  # it is the default
-
-
-def test_the_times_of_the_article_to_the_bit():
-    """With each number of steps, a step is asked to go from and to where the article's loop goes."""
-    noisy = torch.zeros(1, 1, 1, 1)
-    for steps in range(1, 150):
-        times = [(steps - step) / steps for step in range(steps + 1)]
-        went = sample(None, noisy, times, step=lambda predict, noisy, *way: (noisy, way))
-        for step, (_, (time, next_time)) in enumerate(went):
-            expected = torch.full((1, 1, 1, 1), (steps - step) / steps)
-            assert torch.equal(time, expected) and torch.equal(next_time, expected - 1 / steps), (steps, step)
-
-
 def test_generate():
     diffusion = model()
     before = torch.get_rng_state()
@@ -260,46 +191,18 @@ def test_generate():
     assert torch.equal(before, torch.get_rng_state())  # a seed leaves the global generator alone
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_generate_leaves_the_mode(training):
-    diffusion = model().train(training)
-    statistics = diffusion.norm.running_mean.clone()
-    images = generate(diffusion, n=2, steps=2, seed=0)
-    assert diffusion.training is training and diffusion.unet.training is training
-    assert torch.equal(statistics, diffusion.norm.running_mean)
-    assert torch.equal(images, generate(model(), n=2, steps=2, seed=0))  # drawn in eval mode either way
-
-    def fail(*arguments):
-        raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        generate(diffusion, on_step=fail)
-    assert diffusion.training is training
-
-
-def test_on_step():
-    diffusion, seen = model(), []
-    images = generate(diffusion, n=2, steps=5, seed=0, on_step=lambda *arguments: seen.append(arguments))
-    assert [step for step, _, _ in seen] == [1, 2, 3, 4, 5]
-    assert all(noisy.shape == image.shape == (2, 3, 8, 8) for _, noisy, image in seen)
-    assert torch.equal(seen[-1][2], images)
-
-
 @pytest.mark.parametrize("steps", [1, 7, 20])
 def test_the_same_as_ddim_of_diffusers(steps):
     """Their DDIM, with our rates and eta = 0, follows the same path."""
     diffusion, path = model(), []
-    generate(
-        diffusion, n=2, steps=steps, seed=4, on_step=lambda step, noisy, image: path.append((noisy, image))
-    )
-
+    generate(diffusion, n=2, steps=steps, seed=4, on_step=lambda *step: path.append(step))
     scheduler = DDIMScheduler(num_train_timesteps=steps, clip_sample=False)
     times = torch.arange(1, steps + 1) / steps
     scheduler.alphas_cumprod = schedule(times)[1] ** 2
     scheduler.final_alpha_cumprod = schedule(torch.tensor(0.0))[1] ** 2
     scheduler.set_timesteps(steps)
     noisy = starting_noise(diffusion, 2, seed=4)
-    for (our_noisy, our_image), t in zip(path, scheduler.timesteps):
+    for (_, our_noisy, our_image), t in zip(path, scheduler.timesteps, strict=True):
         with torch.no_grad():
             noise, _ = predict(diffusion, noisy, times[t].expand(2, 1, 1, 1))
         step = scheduler.step(noise, t, noisy)
@@ -308,21 +211,17 @@ def test_the_same_as_ddim_of_diffusers(steps):
         assert torch.allclose(denormalize(diffusion, step.pred_original_sample), our_image, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "steps", [{"steps": 4}, {"steps": 5, "times": [1.1, 1.0, 0.4, 0.0]}, {"times": [1.0, 0.0]}]
-)
-def test_steps_and_times_of_the_config(tmp_path, steps):
+@pytest.mark.parametrize("steps, times, own", [
+    (4, [1.0, 0.0], [1.0, 0.75, 0.5, 0.25, 0.0]),
+    (6, [1.1, 1.0, 0.4, 0.0], [1.1, 1.05, 1.0, 0.7, 0.4, 0.2, 0.0]),
+])  # fmt: skip
+def test_steps_and_times_of_the_config(tmp_path, steps, times, own):
     """`generate` takes as many steps as the config says, along its times; a list of times goes before both."""
-    model(**steps).save_pretrained(tmp_path)
-    diffusion, count = Diffusion.from_pretrained(tmp_path), steps.get("steps", 20)
-    times = steps.get("times", [1.0, 0.0])
-    own = [times[0], *(0,) * (count - 1), times[-1]]
-    for i in range(1, count):
-        whole, part = divmod(i * (len(times) - 1) / count, 1)
-        own[i] = times[int(whole)] + part * (times[int(whole) + 1] - times[int(whole)])
+    model(steps=steps, times=times).save_pretrained(tmp_path)
+    diffusion = Diffusion.from_pretrained(tmp_path)
     drawn = generate(diffusion, n=2, seed=0)
     assert torch.allclose(drawn, generate(diffusion, n=2, seed=0, steps=own), atol=1e-5)
-    assert torch.equal(drawn, generate(diffusion, n=2, seed=0, steps=count))
+    assert torch.equal(drawn, generate(diffusion, n=2, seed=0, steps=steps))
     other = generate(diffusion, n=2, seed=0, steps=[1.0, 0.5, 0.0])
     assert torch.equal(other, generate(model(), n=2, seed=0, steps=2)) and not torch.equal(other, drawn)
 
@@ -331,17 +230,6 @@ def test_the_large_model_draws_by_itself():
     """From pure noise, which its config knows: the first time lies behind 1, the last is 0, one step a number."""
     config = DiffusionConfig.from_pretrained(LARGE_MODEL)
     assert config.steps == len(config.times) - 1 == 20 and config.times[0] > 1.01 and config.times[-1] == 0
-
-
-def test_drawing_is_exact():
-    """No 16 bits by itself; with PyTorch's own autocast nearly the same."""
-    diffusion = Diffusion.from_pretrained(TOY_MODEL)
-    exact = generate(diffusion, n=2, steps=5, seed=0)
-    with torch.autocast("cpu", torch.bfloat16, enabled=False):
-        assert torch.equal(exact, generate(diffusion, n=2, steps=5, seed=0))
-    with torch.autocast("cpu", torch.bfloat16):
-        short = generate(diffusion, n=2, steps=5, seed=0)
-    assert not torch.equal(short, exact) and (short - exact).abs().mean() < 0.05
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -354,16 +242,21 @@ def test_models_of_other_numbers_draw(tmp_path, dtype):
 
 
 def test_drawing_leaves_a_training_model_alone():
-    """The mode of each of its parts, also while others draw in threads."""
+    """The mode of each of its parts and its statistics, also while others draw in threads, or something goes wrong."""
     diffusion = model().train()
     diffusion.unet.down[0].eval()
-    before = [module.training for module in diffusion.modules()]
+    modes = [module.training for module in diffusion.modules()]
+    statistics = diffusion.norm.running_mean.clone()
     with ThreadPoolExecutor(4) as pool:
         drawings = [pool.submit(generate, diffusion, 1, 3, seed=0) for _ in range(8)]
-        during = [module.training for module in diffusion.modules()]
+        assert modes == [module.training for module in diffusion.modules()]
         drawn = [drawing.result() for drawing in drawings]
-    assert all(torch.equal(images, drawn[0]) for images in drawn)
-    assert before == during == [module.training for module in diffusion.modules()]
+    with pytest.raises(TypeError):
+        generate(diffusion, on_step=1)
+    assert modes == [module.training for module in diffusion.modules()]
+    assert torch.equal(statistics, diffusion.norm.running_mean)
+    expected = generate(model(), 1, 3, seed=0)  # drawn in eval mode
+    assert all(torch.equal(images, expected) for images in drawn)
 
 
 def test_an_output_that_is_not_finite_is_refused():
