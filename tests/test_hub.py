@@ -3,73 +3,65 @@
 import base64
 import hashlib
 import json
-import os
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
-from helpers import tiny
-from jupyter_client.manager import start_new_kernel
-
-from diffusion_utils import ROOT, Diffusion
+from helpers import contents, finished, run, tiny
 
 TOKEN = "hf_" + "secret" * 5
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's interface as publishing and loading a model need."""
+    """As much of the hub's interface as publishing and loading a model need; me/half has no weights."""
 
-    files, commit = {}, "a" * 40
+    files, commits, commit = {}, 0, "a" * 40
 
     def respond(self, status, body=b"", headers=()):
         body = json.dumps(body).encode() if isinstance(body, dict) else body
         self.send_response(status)
-        for name, value in {
-            "Content-Length": len(body),
-            "Content-Type": "application/json",
-            **dict(headers),
-        }.items():
-            self.send_header(name, str(value))
+        kind = {"Content-Length": str(len(body)), "Content-Type": "application/json"}
+        for name, value in (kind | dict(headers)).items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        address = f"http://{self.headers['Host']}/me/faces"
         if self.headers["Authorization"] != f"Bearer {TOKEN}":
             self.respond(401, {"error": "Invalid username or password."})
         elif self.path == "/api/repos/create":
-            self.respond(200, {"url": f"http://{self.headers['Host']}/me/faces", "name": "me/faces"})
+            self.respond(200, {"url": address, "name": "me/faces"})
         elif "/preupload/" in self.path:
-            wanted = [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
-                for f in json.loads(body)["files"]
-            ]
-            self.respond(200, json.dumps({"files": wanted}).encode())
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            self.respond(200, {"files": [file | {"shouldIgnore": False} for file in files]})
         elif "/commit/" in self.path:
-            for line in body.splitlines():
-                entry = json.loads(line)
-                if entry["key"] == "file":
-                    self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-            self.respond(200, {"commitUrl": f"http://{self.headers['Host']}/me/faces/commit/{self.commit}",
-                              "commitOid": self.commit, "hookOutput": ""})  # fmt: skip
+            entries = [json.loads(line) for line in body.splitlines()]
+            values = [entry["value"] for entry in entries if entry["key"] == "file"]
+            Hub.files |= {value["path"]: base64.b64decode(value["content"]) for value in values}
+            Hub.commits += 1
+            result = {
+                "commitUrl": f"{address}/commit/{self.commit}",
+                "commitOid": self.commit,
+                "hookOutput": "",
+            }
+            self.respond(200, result)
         else:
             self.respond(200, {})
 
     def do_GET(self):
         name = self.path.split("?")[0].rsplit("/", 1)[-1]
-        if "/resolve/" in self.path and name in self.files:
-            content = self.files[name]
-            self.respond(
-                200, content, {"ETag": hashlib.sha256(content).hexdigest(), "X-Repo-Commit": self.commit}
-            )
-        elif "/nobody/" in self.path:
-            self.respond(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
-        elif "/resolve/" in self.path:
+        content = None if self.path.startswith("/me/half/") and "model" in name else self.files.get(name)
+        if "/resolve/" not in self.path:
+            self.respond(200, {"id": "me/faces", "sha": self.commit, "siblings": []})
+        elif content is None:
             self.respond(404, {}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.commit})
         else:
-            self.respond(200, {"id": "me/faces", "sha": self.commit, "siblings": []})
+            tag = hashlib.sha256(content).hexdigest()
+            self.respond(200, content, {"ETag": tag, "X-Repo-Commit": self.commit})
 
     do_HEAD = do_GET
 
@@ -77,134 +69,66 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+USER = """
+import os
+import torch
+from diffusion_course.images import publish
+from diffusion_utils import Diffusion
+
+def attempt(work, token="", **options):
+    os.environ["HF_TOKEN"] = token
+    try:
+        print(">", work(**options))
+    except Exception as error:
+        print(">", type(error).__name__, str(error).replace(chr(10), " "))
+
+def send(**options):
+    publish(local, "me/faces", **options)
+    return "published"
+
+def load(name):
+    return all(map(torch.equal, local.state_dict().values(), Diffusion.from_pretrained(name).state_dict().values()))
+
+token = os.environ.pop("SECRET")
+local = Diffusion.from_pretrained(os.environ["LOCAL"])
+"""
+ALL = 'attempt(send)\nattempt(send, "hf_wrong")\nattempt(send, token)\nattempt(send, token=token)\n'
+
+
 @pytest.fixture(scope="module")
-def server():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+def printed(tmp_path_factory):
+    """What somebody sees who publishes without a token, with a wrong one, twice with a right one, and loads."""
+    folder, server = tmp_path_factory.mktemp("hub"), ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    tiny().save_pretrained(folder / "local")
+    before = contents(folder / "local")
+    variables = dict(
+        HF_HUB_OFFLINE="0", HF_HOME=str(folder / "home"), LOCAL=str(folder / "local"), SECRET=TOKEN
+    )
+    here = f"{USER}{ALL}attempt(load, name='me/faces')\nattempt(load, name='me/half')"
+    here = run(here, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", **variables)
+    away = run(f"{USER}attempt(send, token)", HF_ENDPOINT="http://127.0.0.1:9", **variables)
+    outputs = [finished(process) for process in (here, away)]
     server.shutdown()
     server.server_close()
+    assert contents(folder / "local") == before
+    assert not any(TOKEN in output for output in outputs)
+    assert not any(TOKEN.encode() in content for content in [*contents(folder).values(), *Hub.files.values()])
+    assert Hub.files["model.safetensors"] == before[folder / "local" / "model.safetensors"]
+    return [re.findall("^> (.*)", output, re.M) for output in outputs]
 
 
-@pytest.fixture
-def hub(server):
-    Hub.files = {}
-    return server
+def test_publish_and_load(printed):
+    """With the token of the environment, or as an argument; it is written nowhere."""
+    assert printed[0][2:5] == ["published", "published", "True"] and Hub.commits == 2
+    assert {"config.json", "model.safetensors"} <= set(Hub.files)
 
 
-@pytest.fixture(scope="module")
-def homes(tmp_path_factory):
-    return tmp_path_factory.mktemp("homes")
-
-
-@pytest.fixture(scope="module")
-def kernels(homes):
-    """A kernel for each address of the hub, as that is read when a process starts."""
-    started = {}
-
-    def kernel(endpoint, **variables):
-        if endpoint not in started:
-            environment = {
-                name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))
-            }
-            environment |= {
-                "HF_ENDPOINT": endpoint,
-                "HF_HOME": str(homes / str(len(started))),
-                "PYTHONPATH": str(ROOT),
-            }
-            started[endpoint] = start_new_kernel(kernel_name="python3", env={**environment, **variables})
-        return started[endpoint][1]
-
-    yield kernel
-    for manager, client in started.values():
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
-
-
-@pytest.fixture
-def run(kernels, tmp_path):
-    """Run a program as a user would, in the test's folder. Returns what it printed, and where it failed."""
-
-    def run(program, endpoint, token="", **variables):
-        messages = []
-        setting = f"import os; os.chdir({str(tmp_path)!r}); os.environ['HF_TOKEN'] = {token!r}\n"
-        kernels(endpoint, **variables).execute_interactive(
-            setting + program, output_hook=messages.append, timeout=120
-        )
-        messages = [
-            message for message in messages if message["msg_type"] != "execute_input"
-        ]  # the program itself
-        assert TOKEN not in str([message["content"] for message in messages])
-        printed = "".join(m["content"]["text"] for m in messages if m["content"].get("name") == "stdout")
-        return printed, "".join(m["content"]["evalue"] for m in messages if m["msg_type"] == "error")
-
-    return run
-
-
-PUBLISH = """
-from diffusion_utils import Diffusion
-from diffusion_course.images import publish
-diffusion = Diffusion.from_pretrained("local")
-try:
-    publish(diffusion, "me/faces")
-    print("published")
-except Exception as error:
-    print(type(error).__name__, error)
-"""
-
-LOAD = """
-import torch
-from diffusion_utils import Diffusion
-one, two = Diffusion.from_pretrained("local"), Diffusion.from_pretrained("me/faces")
-assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
-print("equal")
-"""
-
-
-@pytest.fixture
-def folder(tmp_path):
-    tiny().save_pretrained(tmp_path / "local")
-    return tmp_path
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in Path(folder, "local").iterdir()}
-
-
-def test_publish_and_load(hub, run, folder, homes):
-    before = contents(folder)
-    assert run(PUBLISH, hub, TOKEN) == ("published\n", "")
-    assert {"config.json", "model.safetensors"} <= set(Hub.files) and Hub.files[
-        "model.safetensors"
-    ] == before["model.safetensors"]
-    assert contents(folder) == before
-    assert not any(TOKEN.encode() in content for content in Hub.files.values())
-    kept = [path for where in (folder, homes) for path in where.rglob("*") if path.is_file()]
-    assert not any(TOKEN in path.read_text(errors="ignore") for path in kept)
-    assert run(LOAD, hub) == ("equal\n", "")
-
-
-def test_a_token_as_argument(hub, run, folder):
-    assert run(PUBLISH.replace('"me/faces"', f'"me/faces", token="{TOKEN}"'), hub) == ("published\n", "")
-
-
-@pytest.mark.parametrize("endpoint, token, error", [
-    ("hub", "", "PermissionError token: there is none; call huggingface_hub.login() or set HF_TOKEN first"),
-    ("hub", "hf_wrong", ""),
-    ("http://127.0.0.1:9", TOKEN, ""),
-])  # fmt: skip
-def test_what_goes_wrong_changes_nothing(hub, run, folder, endpoint, token, error):
-    before = contents(folder)
-    printed, _ = run(PUBLISH, hub if endpoint == "hub" else endpoint, token)
-    assert "Error " in printed and printed.startswith(error)
-    assert contents(folder) == before and not Hub.files
-
-
-def test_not_loaded_as_garbage(hub, run, folder):
-    """Under another name: what the test above has loaded may be in the cache."""
-    publish, load = (program.replace("me/faces", "me/half") for program in (PUBLISH, LOAD))
-    assert run(publish, hub, TOKEN) == ("published\n", "")
-    del Hub.files["model.safetensors"]
-    printed, error = run(load, hub)
-    assert not printed and "model.safetensors" in error
-    assert Diffusion.from_pretrained(folder / "local")
+def test_what_goes_wrong_is_said(printed):
+    """And nothing is sent. What has no weights is not loaded as garbage."""
+    without, wrong = printed[0][:2]
+    assert without.startswith(
+        "PermissionError token: there is none; call huggingface_hub.login() or set HF_TOKEN"
+    )
+    assert "Error " in wrong and "Error " in printed[1][0]
+    assert "Error " in printed[0][5] and "model.safetensors" in printed[0][5]
