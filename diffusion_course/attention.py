@@ -1,6 +1,6 @@
 """Words and attention, in the order of lesson 16.
 
-Lesson 16  words:      prompt_tokens, tokens, LENGTH
+Lesson 16  words:      prompt_tokens, reworded, tokens, LENGTH
            attention:  Attention, TransformerBlock, TextEncoder
            images:     SpatialAttention, text_to_image
 
@@ -42,9 +42,18 @@ def prompt_tokens(prompt, vocabulary):
     return [start] + [1 + vocabulary.index(word) for word in words] + [0] * (LENGTH - len(words))
 
 
-def tokens(prompts, vocabulary):
+def reworded(prompt, wordings):
+    """The prompt, with what people say put into words of the vocabulary: `wordings` is [[phrase, words], …]. Lesson 16."""
+    prompt = prompt.lower()
+    for phrase, words in wordings:
+        prompt = re.sub(rf"\b{phrase}\b", words, prompt)
+    return prompt
+
+
+def tokens(prompts, vocabulary, wordings=()):
     """The tokens of a prompt, or of several: (N, 1 + LENGTH). Raises what `prompt_tokens` raises. Lesson 16."""
     prompts = [prompts] if isinstance(prompts, str) else prompts
+    prompts = [reworded(prompt, wordings) for prompt in prompts]
     return torch.tensor([prompt_tokens(prompt, vocabulary) for prompt in prompts])
 
 
@@ -165,8 +174,9 @@ def text_to_image(
     `model`: one of lesson 17. An empty prompt draws anything. `negative_prompt`: what should not be seen; scale and
     interval: see `Guided`; `options`: those of `generate`. Raises what `tokens` and `generate` raise.
     """
-    conditioned = Conditioned(model, tokens(prompt, model.config.vocabulary))
-    unconditional = Conditioned(model, tokens(negative_prompt, model.config.vocabulary))
+    words = model.config.vocabulary, model.config.wordings
+    conditioned = Conditioned(model, tokens(prompt, *words))
+    unconditional = Conditioned(model, tokens(negative_prompt, *words))
     count = n if isinstance(prompt, str) else len(prompt)
     guided = Guided(conditioned, unconditional, guidance_scale, guidance_interval)
     return model.decode(generate(guided, count, **options))

@@ -237,15 +237,15 @@ def line_times(steps, last=0.995, first=0.001):
 
 
 class TextToImageConfig(DiffusionConfig):
-    """A DiffusionConfig with a `vocabulary`, the words that a prompt may have. Lesson 17."""
+    """A DiffusionConfig with a `vocabulary`, the words of a prompt, and `wordings`, see `reworded`. Lesson 17."""
 
     model_type = "course_text_to_image"
     _auto_class = None  # a saved model does not bring its program along
 
-    def __init__(self, vocabulary=(), **options):
+    def __init__(self, vocabulary=(), wordings=(), **options):
         shape = {"image_size": 16, "channels": 4, "widths": (64, 128, 192), "predicts": "flow"}
         super().__init__(**shape | {"times": line_times(20)} | options)
-        self.vocabulary = list(vocabulary)
+        self.vocabulary, self.wordings = list(vocabulary), list(wordings)
 
 
 class TextToImage(Diffusion):

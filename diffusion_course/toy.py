@@ -60,6 +60,29 @@ VAGUE = {
     "brimmed hat": "hat",
 }
 
+# What people say, as regular expressions, in words of captions; longer phrases come first.
+WORDINGS = [
+    ["in front of", "on"],
+    ["hair (tied |cut |worn )?in( a)?", ""],
+    ["(not wearing any|without any|without an?|without)", "no"],
+    ["((his|her|their|a) )?mouth (wide )?open", "an open mouth"],
+    ["((his|her|their|a) )?mouth (closed|shut)", "a closed mouth"],
+    ["no hair", "a bald head"],
+    ["(shaved|shaven) head", "bald head"],
+    ["bearded", "a full beard"],
+    ["redhead", "face with red hair"],
+    ["a (big |broad |wide )?(smile|grin)", "smiling"],
+    ["(laughing|laughs|grinning|grins|smiles)", "smiling"],
+    ["-?skinned", " skin"],
+    ["-?haired", " hair"],
+    ["(man|woman|boy|girl|guy|kid|child|lady|teenager|dude|somebody|someone|human)", "person"],
+    ["(shades|spectacles)", "glasses"],
+    ["(sweater|pullover)", "jumper"],
+    ["(wall|backdrop)", "background"],
+    ["(who|that|is|has|looks|looking|the|really|big|huge|thick)", ""],
+    ["in", "wearing"],
+]
+
 FRAME = "a an face person portrait with wearing and , on background hair skin head brows hat glasses clothes"
 
 LABELS = []  # all pairs (attribute, value)

@@ -13,12 +13,13 @@ from diffusion_course.attention import (
     SpatialAttention,
     TextEncoder,
     TransformerBlock,
+    reworded,
     text_to_image,
     tokens,
 )
 from diffusion_course.conditioning import Conditioned, Guided, drop_labels
 from diffusion_course.latents import TextToImage, TextToImageConfig
-from diffusion_course.toy import VOCABULARY, attribute_faces, caption, face_labels
+from diffusion_course.toy import VOCABULARY, WORDINGS, attribute_faces, caption, face_labels
 from diffusion_utils import generate
 
 # Captions -------------------------------------------------------------------------------
@@ -71,6 +72,22 @@ def test_tokens():
     assert tokens("Red hat, blue hair!", vocabulary)[0, :7].tolist() == [6, 5, 4, 1, 2, 3, 0]
     assert tokens(["hat", "red hat"], vocabulary).shape == (2, 1 + LENGTH)
     assert tokens("", vocabulary).tolist() == [[6] + LENGTH * [0]]
+
+
+@pytest.mark.parametrize("prompt, expected", [
+    ("A man in a red cap, without a beard", "a person wearing a red cap, no beard"),
+    ("a dark-skinned woman, her mouth wide open", "a dark skin person, an open mouth"),
+    ("grey hair cut in a bob in front of a blue wall", "grey  bob on a blue background"),
+])  # fmt: skip
+def test_everyday_words(prompt, expected):
+    assert reworded(prompt, WORDINGS) == expected
+    assert torch.equal(tokens(prompt, VOCABULARY, WORDINGS), tokens(expected, VOCABULARY))
+
+
+def test_captions_are_not_reworded():
+    dice = random.Random(0)
+    captions = [caption(row, dice, vague=0.2) for row in attribute_faces("test")[1][:200]]
+    assert [reworded(text, WORDINGS) for text in captions] == captions
 
 
 @pytest.mark.parametrize("prompt, words", [

@@ -144,6 +144,7 @@ def export(folder, target):
         model = program(Decoder(diffusion), latents, "images")
         decoder.write_bytes(halve(model).SerializeToString())
         about |= {"vocabulary": diffusion.config.vocabulary, "length": 1 + LENGTH}
+        about |= {"wordings": diffusion.config.wordings}
         about |= {"decoder": f"models/{decoder.name}", "decoder_bytes": decoder.stat().st_size}
         about |= {"decoder_answer": known_output(Decoder(diffusion), latents)}
     return about

@@ -38,10 +38,12 @@ export function guide(conditional, unconditional, guidanceScale) {
 }
 
 // The tokens of a prompt: a start token, the numbers of its words in the vocabulary, from 1 on, then zeros; commas count
-// as words. Lesson 16.
+// as words. `wordings` puts what people say into words of the vocabulary. Lesson 16.
 // A prompt that is too long, or has words that the network does not know, is an Error that says so.
-export function tokens(prompt, vocabulary, length) {
-  const words = prompt.toLowerCase().match(/[^\s,.;:!?]+|,/g) ?? [];
+export function tokens(prompt, vocabulary, length, wordings = []) {
+  let reworded = prompt.toLowerCase();
+  for (const [phrase, words] of wordings) reworded = reworded.replace(new RegExp(`\\b${phrase}\\b`, "g"), words);
+  const words = reworded.match(/[^\s,.;:!?]+|,/g) ?? [];
   const unknown = [...new Set(words.filter((word) => !vocabulary.includes(word)))];
   if (unknown.length) throw new Error(`The network does not know: ${unknown.join(", ")}. Please say it in other words.`);
   if (words.length >= length) throw new Error(`These are ${words.length} words and commas; ${length - 1} are the most.`);

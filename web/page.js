@@ -91,12 +91,12 @@ function noiseOnTheWay(share) {
 
 // What asks the network in each step: for any face, or for what the prompt says.
 function chosenPredictor() {
-  const [{ predictNoise }, { vocabulary, length }] = [network, model()];
+  const [{ predictNoise }, { vocabulary, length, wordings }] = [network, model()];
   if (!vocabulary) return predictor(predictNoise);
   const prompt = at("prompt").value.trim();
   const unconditional = predictor(predictNoise, tokens("", vocabulary, length));
   if (prompt === "") return unconditional;
-  const conditional = predictor(predictNoise, tokens(prompt, vocabulary, length));
+  const conditional = predictor(predictNoise, tokens(prompt, vocabulary, length, wordings));
   return guide(conditional, unconditional, whole("guidance-scale"));
 }
 
