@@ -7,18 +7,19 @@ The same command again carries on from the last checkpoint, also with another nu
 processes. `--batch-size` is that of all processes together.
 """
 
-import argparse
 import math
 import os
 import shutil
 import tempfile
 import time
-from dataclasses import fields
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from matplotlib import pyplot as plt
+from transformers.hf_argparser import HfArg, HfArgumentParser
 
 from diffusion_course.images import LazyImages, any_images
 from diffusion_course.long_runs import carry_on, compiles
@@ -31,34 +32,41 @@ from diffusion_utils import (
     DiffusionConfig,
     Recipe,
     Training,
-    adamw,
     generate,
     get_data,
     get_loader,
-    l1_loss,
     pick_accelerator,
     show,
 )
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-add = parser.add_argument
-add("--output", required=True, help="a new folder for the model, two images and checkpoints/")
-add("--data", default=TOY_FACES, help="folder, or name of a data set on the hub (default: toy faces)")
-add("--split", default="train")
-add("--limit", type=int, default=3000, help="how many images (default: 3000)")
-add("--lazy", action="store_true", help="take all images, and decode each when it is needed")
-add("--size", type=int, default=64, help="pixels (default: 64)")
-add("--widths", type=int, nargs="+", default=[32, 64, 96, 128], help="channels of each level")
-add("--block-depth", type=int, default=2, help="blocks of each level (default: 2)")
-add("--predicts", default="noise", help="noise (with the L1 loss), image, v or flow (with the squared one)")
-add("--late", type=float, default=1.0, help="not with noise: above 1, much noise comes more often")
-add("--muon", action="store_true", help="Muon and even times, both of lesson 11, instead of AdamW")
-add("--start-from", help="a trained model, folder or name on the hub; its config goes before these options")
-add("--batch-size", type=int, default=64)
-add("--checkpoint-every", type=int, default=1000, help="steps (default: 1000)")
-for field in fields(Recipe):
-    kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "default": field.default}
-    add("--" + field.name.replace("_", "-"), help=f"of the recipe (default: {field.default})", **kind)
+
+@dataclass
+class Options:
+    """What may be said on the command line, besides the fields of the recipe."""
+
+    output: str = HfArg(help="a new folder for the model, two images and checkpoints/")
+    data: str = HfArg(default=str(TOY_FACES), help="folder, or name of a data set on the hub")
+    split: str = HfArg(default="train", help="of the data set")
+    limit: int = HfArg(default=3000, help="how many images")
+    lazy: bool = HfArg(default=False, help="take all images, and decode each when it is needed")
+    size: int = HfArg(default=64, help="pixels")
+    widths: list[int] = HfArg(default_factory=lambda: [32, 64, 96, 128], help="channels of each level")
+    block_depth: int = HfArg(default=2, help="blocks of each level")
+    predicts: str = HfArg(
+        default="noise", help="noise (with the L1 loss), image, v or flow (the squared one)"
+    )
+    late: float = HfArg(default=1.0, help="not with noise: above 1, much noise comes more often")
+    muon: bool = HfArg(default=False, help="Muon and even times, both of lesson 11, instead of AdamW")
+    start_from: str = HfArg(default=None, help="a trained model, folder or name on the hub, with its config")
+    batch_size: int = HfArg(default=64, help="of all processes together")
+    checkpoint_every: int = HfArg(default=1000, help="steps")
+
+
+class Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Says what is taken by default, and leaves the lines of the description as they are."""
+
+
+parser = HfArgumentParser([Options, Recipe], description=__doc__, epilog=str(Recipe()), formatter_class=Help)
 
 
 def refusal(output, start):
@@ -71,20 +79,21 @@ def refusal(output, start):
         return f"{output} holds a training run that started from {before}, not from {start}; name a new one"
 
 
-def build(options):
-    """A new model, or the one that `options` name, and the loss that it needs."""
+def build(options, seed):
+    """A new model, or the one that `options` name; and what takes the place of its usual loss and optimizer."""
     if options.start_from:
         diffusion = Diffusion.from_pretrained(options.start_from)
     else:
-        torch.manual_seed(options.seed)
+        torch.manual_seed(seed)
         shape = options.size, options.widths, options.block_depth
         diffusion = Diffusion(DiffusionConfig(*shape, predicts=options.predicts))
         torch.nn.init.zeros_(diffusion.unet.out.weight)  # the first answer is 0, as in lesson 04
         torch.nn.init.zeros_(diffusion.unet.out.bias)
-    if diffusion.config.predicts == "noise":
-        return diffusion, even_l1_loss if options.muon else l1_loss
-    diffusion.config.times = karras_times(20, math.inf, PURE_NOISE)  # it learns and draws from there
-    return diffusion, partial(prediction_loss, late=options.late, largest_sigma=PURE_NOISE)
+    sockets = {"optimizer": muon, "loss": even_l1_loss} if options.muon else {}
+    if diffusion.config.predicts != "noise":
+        diffusion.config.times = karras_times(20, math.inf, PURE_NOISE)  # it learns and draws from there
+        sockets["loss"] = partial(prediction_loss, late=options.late, largest_sigma=PURE_NOISE)
+    return diffusion, sockets
 
 
 def save(training, output):
@@ -100,37 +109,32 @@ def save(training, output):
 
 
 def main():
-    options = parser.parse_args()
+    options, recipe = parser.parse_args_into_dataclasses(look_for_args_file=False)
     output, start = Path(options.output).expanduser(), options.start_from or "new weights"
     start = str(Path(start).resolve()) if Path(start).exists() else start
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    compiled = torch.cuda.is_available() and compiles(device)
+    compiled = torch.cuda.is_available() and compiles(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     accelerator = pick_accelerator(dynamo_backend="inductor" if compiled else "no")
     if accelerator.is_main_process:
         reason = refusal(output, start)
         if reason:
             parser.error(f"--output: {reason}")
         output.mkdir(parents=True, exist_ok=True)
-    diffusion, loss = build(options)
+    diffusion, sockets = build(options, recipe.seed)
     if options.late != 1 and diffusion.config.predicts == "noise" or not 0 < options.late < math.inf:
         parser.error("--late: a number above 0, for a network that predicts something else than noise")
-    size = diffusion.config.image_size
+    choice = dict(size=diffusion.config.image_size, seed=recipe.seed)
     if options.lazy:
-        data = LazyImages(any_images(options.data, options.split), size=size, seed=options.seed)
+        data = LazyImages(any_images(options.data, options.split), **choice)
     else:
-        data = get_data(options.data, split=options.split, limit=options.limit, size=size, seed=options.seed)
-    recipe = {field.name: getattr(options, field.name) for field in fields(Recipe)}
+        data = get_data(options.data, split=options.split, limit=options.limit, **choice)
     loader = get_loader(data, options.batch_size)
-    optimizer = muon if options.muon else adamw
-    training = Training(diffusion, loader, loss=loss, optimizer=optimizer, accelerator=accelerator, **recipe)
+    training = Training(diffusion, loader, accelerator=accelerator, **sockets, **vars(recipe))
     if accelerator.is_main_process:
         (output / "start_from.txt").write_text(start, encoding="utf-8")
     more = "" if options.lazy or len(data) < options.limit else ", and perhaps more beyond --limit"
-    accelerator.print(
-        f"{len(data):,} images{more}; {len(training.loader)} steps an epoch, {len(training):,} in all"
-    )
-    for _ in carry_on(training, output / "checkpoints", options.checkpoint_every):
-        pass
+    steps = f"{len(training.loader)} steps an epoch, {len(training):,} in all"
+    accelerator.print(f"{len(data):,} images{more}; {steps}")
+    list(carry_on(training, output / "checkpoints", options.checkpoint_every))
     if accelerator.is_main_process:
         save(training, output)
     accelerator.wait_for_everyone()

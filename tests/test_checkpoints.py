@@ -32,7 +32,7 @@ from helpers import (
     same,
     tiny,
 )
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from tqdm import tqdm
 
 import train as command
@@ -104,23 +104,16 @@ def press(value=None, number=signal.SIGINT):
 
 def test_what_a_checkpoint_holds(tmp_path, whole):
     diffusion, history = go_on(tmp_path)
-    assert (
-        [path.name for path in checkpoints(tmp_path)] == names(tmp_path) == ["step-00000016", "step-00000020"]
-    )
     last = tmp_path / "step-00000020"
+    assert checkpoints(tmp_path) == [tmp_path / "step-00000016", last] == sorted(tmp_path.iterdir())
     assert names(last) == ["checkpoint.json", "config.json", "model.safetensors", "training.pt"]
     state = torch.load(last / "training.pt", weights_only=True)
     assert same(Diffusion.from_pretrained(last), diffusion) and same(state["average"], diffusion)
     assert same(diffusion, whole.diffusion) and not same(state["raw"], diffusion)
     assert state["history"]["loss"] == history["loss"] == whole.history["loss"]
     assert 0 < state["history"]["seconds"] <= history["seconds"]
-    recipe = asdict(Recipe(lr=5e-3)) | {
-        "epochs": "any",
-        "loss": "l1_loss",
-        "optimizer": "AdamW",
-        "widths": [8, 16],
-    }
-    assert state["settings"].items() >= recipe.items()
+    own = {"epochs": "any", "loss": "l1_loss", "optimizer": "AdamW", "widths": [8, 16]}
+    assert state["settings"].items() >= (asdict(Recipe(lr=5e-3)) | own).items()
     assert json.loads((last / "checkpoint.json").read_text()) == {"step": 20}
 
 
@@ -157,29 +150,21 @@ def test_the_stop_button_saves_and_returns(tmp_path, whole, capsys, step, number
 
 
 @pytest.mark.parametrize("again", ["a new one", "the same object"])
-@pytest.mark.parametrize("stop", [1, 6, 8, 19])
-def test_break_saves(tmp_path, whole, capsys, stop, again):
+@pytest.mark.parametrize("stop, wrap", [(1, iter), (6, tqdm), (8, enumerate), (19, zip)])
+def test_break_saves(tmp_path, whole, capsys, stop, wrap, again):
+    """Also where something else holds the loop; and another run may begin."""
     training = new_training()
-    for step in carry_on(training, tmp_path, every=4):
-        if step == stop:
+    loop = carry_on(training, tmp_path, every=4)
+    for _ in wrap(loop):
+        if training.step == stop:
             break
-    assert names(tmp_path)[-1] == f"step-{stop:08}" and training.step == stop
+    assert names(tmp_path)[-1] == f"step-{stop:08}"
     assert f"Stopped after {stop} of 20 steps" in capsys.readouterr().out
     assert same(training.diffusion, training.average.module)
     assert [type(loss) for loss in training.history["loss"]] == [float] * stop
     training = new_training() if again == "a new one" else training
     assert list(carry_on(training, tmp_path, every=4)) == list(range(stop + 1, 21))
     assert same(training.diffusion, whole.diffusion) and training.history["loss"] == whole.history["loss"]
-
-
-@pytest.mark.parametrize("wrap", [list, enumerate, tqdm, zip], ids=["a name", "enumerate", "tqdm", "zip"])
-def test_a_loop_that_something_holds(tmp_path, whole, wrap):
-    """A `break` ends it all the same: it saves, and another run may begin."""
-    loop = carry_on(new_training(), tmp_path)
-    for number, _ in enumerate(loop if wrap is list else wrap(loop), 1):
-        if number == 6:
-            break
-    assert names(tmp_path) == ["step-00000006"] and ends_as(whole, tmp_path)
 
 
 def test_the_stop_button_in_the_body(tmp_path, whole):
@@ -201,21 +186,19 @@ def test_an_error_in_the_body(tmp_path, whole):
     assert names(tmp_path) == ["step-00000003"] and ends_as(whole, tmp_path)
 
 
-def test_another_folder_of_work_in_the_loop(tmp_path, whole, monkeypatch):
+@pytest.mark.parametrize("folder", ["here", "~/here"])
+def test_another_folder_of_work_in_the_loop(tmp_path, whole, monkeypatch, folder):
     """A folder that is named from here, or from home, stays where it is."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     (tmp_path / "elsewhere").mkdir()
-    for folder in ("here", "~/home"):
-        os.chdir(tmp_path)
-        for step in carry_on(new_training(), folder, every=4):
-            os.chdir(tmp_path / "elsewhere")
-            if step == 10:
-                break
-    assert names(tmp_path) == ["elsewhere", "here", "home"] and not names(tmp_path / "elsewhere")
-    assert names(tmp_path / "here") == names(tmp_path / "home") == ["step-00000008", "step-00000010"]
-    assert ends_as(whole, tmp_path / "home")
+    for step in carry_on(new_training(), folder, every=4):
+        os.chdir(tmp_path / "elsewhere")
+        if step == 10:
+            break
+    assert names(tmp_path) == ["elsewhere", "here"] and not names(tmp_path / "elsewhere")
+    assert ends_as(whole, tmp_path / "here")
 
 
 def test_two_runs_in_one_folder(tmp_path, whole):
@@ -267,10 +250,8 @@ for step in carry_on(training, {str(tmp_path)!r}):
         time.sleep(0.5)
 print("steps", step)
 """
-    output = finished(run(program))
-    assert re.search(r"steps [34]$", output.strip()) and names(tmp_path) == [
-        f"step-0000000{output.strip()[-1]}"
-    ]
+    last = re.search(r"steps ([34])$", finished(run(program)).strip())[1]
+    assert names(tmp_path) == [f"step-0000000{last}"]
 
 
 # What is kept ---------------------------------------------------------------------------
@@ -278,30 +259,21 @@ print("steps", step)
 
 def test_numbers_of_numpy(tmp_path, whole):
     """In the recipe and in the history; a checkpoint has Python's own."""
-    numbers = dict(
-        lr=np.float64(5e-3), seed=np.int64(0), ema_decay=np.float64(0.999), warmup_steps=np.int32(0)
-    )
+    numbers = dict(lr=np.float64(5e-3), seed=np.int64(0), ema_decay=np.float64(0.999))
     training = new_training(**numbers)
     for step in carry_on(training, tmp_path, every=np.int64(4)):
-        training.history.setdefault("mine", []).append((np.mean([step]), np.ones(2), Path("x").name))
+        training.history.setdefault("mine", []).append(np.mean([step]))
         if step == 6:
             break
     again = new_training(**numbers)
     next(iter(carry_on(again, tmp_path)))
-    assert len(again.history["mine"]) == 6 and again.history["mine"][2][::2] == (3.0, "x")
-    assert ends_as(whole, tmp_path)
-
-
-def test_plain():
-    kept = plain({"a": (np.float32(0.5), [np.True_, None, "x", 7]), 1: np.ones(2)})
-    assert (
-        kept["a"] == (0.5, [True, None, "x", 7]) and type(kept["a"][0]) is float and torch.is_tensor(kept[1])
-    )
+    assert again.history["mine"] == [1, 2, 3, 4, 5, 6] and ends_as(whole, tmp_path)
 
 
 @pytest.mark.parametrize("thing, read", [
     (Path("x"), "x"), (np.datetime64("2020-01-01"), "2020-01-01"), (np.array(["a", "b"]), ["a", "b"]),
     (signal.SIGINT, 2), (namedtuple("Pair", "x y")(1, np.int8(2)), (1, 2)), (np.str_("x"), "x"), ({3}, "{3}"),
+    ({1: [np.float32(0.5), (np.True_, None, 7)]}, {1: [0.5, (True, None, 7)]}), (np.float32(0.5), 0.5),
     (torch.ones(1, requires_grad=True) * 2, torch.tensor([2.0])), (np.arange(3)[::-1], torch.tensor([2, 1, 0])),
 ])  # fmt: skip
 def test_whatever_the_history_holds_can_be_read_again(tmp_path, thing, read):
@@ -312,29 +284,24 @@ def test_whatever_the_history_holds_can_be_read_again(tmp_path, thing, read):
 
 
 class Dice(torch.utils.data.Dataset):
-    """Images that are other ones each time, by dice of four kinds."""
+    """Images that are other ones each time."""
 
-    def __init__(self, kind):
-        own = np.random.default_rng()
-        self.throw = {
-            "python": random.random,
-            "numpy": np.random.rand,
-            "torch": torch.rand,
-            "own": own.random,
-        }[kind]
-        self.arguments = [()] if kind == "torch" else []
+    def __init__(self, throw):
+        self.throw = throw
 
     def __len__(self):
         return 32
 
     def __getitem__(self, index):
-        return torch.full((3, 8, 8), float(self.throw(*self.arguments)))
+        return torch.full((3, 8, 8), self.throw())
 
 
-@pytest.mark.parametrize("kind", ["python", "numpy", "torch", "own"])
-def test_data_that_throw_dice_go_on(tmp_path, kind):
+@pytest.mark.parametrize(
+    "throw", [random.random, np.random.rand, lambda: torch.rand(()).item(), np.random.default_rng().random]
+)
+def test_data_that_throw_dice_go_on(tmp_path, throw):
     for _ in range(2):
-        for step in carry_on(Training(tiny(), DataLoader(Dice(kind), 8), epochs=3), tmp_path):
+        for step in carry_on(Training(tiny(), DataLoader(Dice(throw), 8), epochs=3), tmp_path):
             if step == 5:
                 break
     assert names(tmp_path) == ["step-00000005", "step-00000012"]
@@ -344,26 +311,24 @@ def test_names_and_fingerprints():
     assert name_of(partial(l1_loss, power=2, teacher=tiny())) == "l1_loss {'power': 2}"
     assert name_of(l1_loss) == "l1_loss" and name_of(torch.nn.L1Loss()) == "L1Loss"
     images = loader().dataset
-    pairs = torch.utils.data.TensorDataset(torch.as_tensor(images), torch.arange(len(images)))
+    pairs = TensorDataset(torch.as_tensor(images), torch.arange(len(images)))
     assert fingerprint(images) == fingerprint(images.copy()) != fingerprint(images[::-1])
-    assert fingerprint(pairs) != fingerprint(images) and fingerprint([{"image": 1}] * 2) == fingerprint(
-        [[1]] * 2
-    )
+    assert fingerprint(pairs) != fingerprint(images)
+    assert fingerprint([{"image": 1}] * 2) == fingerprint([[1]] * 2)
 
 
 def test_other_models_carry_on(tmp_path):
     """A model without a config, and batches of several things."""
+    images = torch.as_tensor(loader().dataset)
+    pairs = DataLoader(TensorDataset(images, images.mean((1, 2, 3))), 8, shuffle=True)
+
+    def loss(model, batch):
+        return torch.nn.functional.mse_loss(model(batch[0]).flatten(), batch[1])
 
     def training():
         torch.manual_seed(0)
-        images = torch.as_tensor(loader().dataset)
-        pairs = torch.utils.data.TensorDataset(images, images.mean((1, 2, 3)))
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 1))
-
-        def loss(model, batch):
-            return torch.nn.functional.mse_loss(model(batch[0]).flatten(), batch[1])
-
-        return Training(model, torch.utils.data.DataLoader(pairs, 8, shuffle=True), loss=loss, epochs=3)
+        return Training(model, pairs, loss=loss, epochs=3)
 
     undisturbed, again = training(), training()
     list(undisturbed)
@@ -371,9 +336,8 @@ def test_other_models_carry_on(tmp_path):
         if step == 5:
             break
     assert list(carry_on(again, tmp_path)) == [6, 7, 8, 9, 10, 11, 12]
-    assert (
-        same(again.diffusion, undisturbed.diffusion) and again.history["loss"] == undisturbed.history["loss"]
-    )
+    assert same(again.diffusion, undisturbed.diffusion)
+    assert again.history["loss"] == undisturbed.history["loss"]
 
 
 # What is refused ------------------------------------------------------------------------
@@ -411,7 +375,7 @@ def turned():
     ({"loader": turned()}, r"training run: fingerprint=\d+, not \d+\. Take another folder$"),
     ({"loader": loader(batch_size=16)}, "batch_size=8, not 16"),
     ({"loader": loader(seed=1)}, "order_seed=0, not 1"),
-    ({"loader": torch.utils.data.DataLoader(loader().dataset, 8)}, "sampler=RandomSampler, not SequentialSampler"),
+    ({"loader": DataLoader(loader().dataset, 8)}, "sampler=RandomSampler, not SequentialSampler"),
     ({"diffusion": Diffusion(DiffusionConfig(8, (16, 16), 1))}, r"widths=\[8, 16\], not \[16, 16\]"),
     ({"diffusion": tiny(predicts="v")}, "predicts=noise, not v"),
 ])  # fmt: skip
@@ -437,7 +401,7 @@ def test_checkpoints_from_before_optimizer_numbers_go_on(tmp_path, whole):
 def test_a_distributed_sampler_is_refused(tmp_path):
     """Each process would see a part of its part."""
     data = loader().dataset
-    sampler = torch.utils.data.DistributedSampler(data, num_replicas=2, rank=0)
+    sampler = DistributedSampler(data, num_replicas=2, rank=0)
     with pytest.raises(ValueError, match="loader: leave out its DistributedSampler"):
         carry_on(Training(tiny(), DataLoader(data, 8, sampler=sampler)), tmp_path)
 
@@ -459,9 +423,7 @@ def test_a_cosine_is_bound_to_its_epochs(tmp_path):
 def test_hosts_that_see_different_folders(tmp_path, monkeypatch):
     """Each of them would go on from a step of its own."""
     monkeypatch.setattr(long_runs, "gather_object", lambda steps: [*steps, 4])
-    with pytest.raises(
-        ValueError, match=r"all hosts need to see the same .*, which leads them to the steps \[0, 4\]"
-    ):
+    with pytest.raises(ValueError, match=r"all hosts need to see the same .* the steps \[0, 4\]"):
         go_on(tmp_path, loss=fails)
     assert names(tmp_path) == []
 
@@ -480,10 +442,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path, whole):
     assert ends_as(whole, tmp_path)
     for torn in tmp_path.glob("*/training.pt"):
         torn.write_bytes(b"")
-    with (
-        pytest.warns(UserWarning),
-        pytest.raises(ValueError, match="no checkpoint in .* can be read; take another"),
-    ):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no checkpoint in .* can be read"):
         go_on(tmp_path)
 
 
@@ -540,9 +499,8 @@ def test_out_of_memory(tmp_path, kind, gpu):
     def loss(*arguments):
         raise kind(f"{gpu} out of memory. Tried to allocate …")
 
-    with pytest.raises(
-        RuntimeError, match="batch_size=8 needs more memory than the GPU has; try batch_size=4"
-    ) as error:
+    sentence = "batch_size=8 needs more memory than the GPU has; try batch_size=4"
+    with pytest.raises(RuntimeError, match=sentence) as error:
         go_on(tmp_path, loss=loss)
     assert type(error.value.__cause__) is kind
 
@@ -550,52 +508,37 @@ def test_out_of_memory(tmp_path, kind, gpu):
 # Other things in the folder -------------------------------------------------------------
 
 
-def strange_things(folder, elsewhere):
-    """What people keep beside and in their checkpoints; returns all of it, with what is in it."""
-    for name in (
-        "unfinished-00000000",
-        "unfinished-photos",
-        "unfinished",
-        "step-photos",
-        "step-00000099",
-        "photos",
-    ):
+def test_strange_things_in_the_folder_stay(tmp_path, whole):
+    """What people keep beside and in their checkpoints, and what only looks like one."""
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    good(elsewhere, 1)
+    go_on(folder, epochs=1)
+    old = folder / "step-00000004"
+    for name in ("step-00000004-best", "step-best"):
+        shutil.copytree(old, folder / name)
+    ours = contents(old)  # this checkpoint will be removed, but not what was put into it
+    for name in ("unfinished-00000000", "unfinished-photos", "unfinished", "step-photos", "step-00000099"):
         (folder / name).mkdir()
         good(folder / name, 1)
     for name, mark in [("step-odd", "no JSON"), ("step-odder", "[4]"), ("step-00000098", '{"step": "x"}')]:
         (folder / name).mkdir()
         (folder / name / "checkpoint.json").write_text(mark)
-    (folder / "step-00000001.log").write_text("step 1")
-    (folder / "step-00000002").write_text("a file, no folder")
-    (folder / "notes.txt").write_text("do not touch")
-    elsewhere.mkdir()
-    good(elsewhere, 1)
+    for name in ("step-00000001.log", "step-00000002", "notes.txt"):
+        (folder / name).write_text("do not touch")
     if sys.platform != "win32":  # symbolic links need rights there
         (folder / "step-00000777").symlink_to(elsewhere)
         (folder / "unfinished-link").symlink_to(elsewhere)
-    return contents(folder) | contents(elsewhere)
-
-
-def test_strange_things_in_the_folder_stay(tmp_path, whole):
-    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
-    go_on(folder, epochs=1)
-    shutil.copytree(folder / "step-00000004", folder / "step-00000004-best")
-    shutil.copytree(folder / "step-00000004", folder / "step-best")
-    copies = contents(folder / "step-00000004-best") | contents(folder / "step-best")
-    good(folder / "step-00000004", 1)  # in a checkpoint that will be removed
-    kept = strange_things(folder, elsewhere)
-    kept = {path: content for path, content in kept.items() if path.parent.name != "step-00000004"} | copies
-    photo = {path: content for path, content in contents(folder).items() if path.name == "good_0.png"}
+    good(old, 1)
+    kept = {path: content for path, content in contents(tmp_path).items() if path not in ours}
 
     assert ends_as(whole, folder)
-    after = contents(folder) | contents(elsewhere)
-    assert (kept | photo).items() <= after.items()
-    assert names(folder / "step-00000004") == ["good_0.png"]  # the checkpoint in it is gone
-    new = {path.parent.name for path in after.keys() - (kept | photo).keys()}
+    after = contents(tmp_path)
+    assert kept.items() <= after.items() and names(old) == ["good_0.png"]
+    new = {path.parent.name for path in after.keys() - kept.keys()}
     assert new == {"step-00000016", "step-00000020"} == {path.name for path in checkpoints(folder)}
-
     go_on(folder, loss=fails)
-    assert (contents(folder) | contents(elsewhere)) == after
+    assert contents(tmp_path) == after
 
 
 def test_what_a_killed_run_left_is_cleared_away(tmp_path, whole):
@@ -608,11 +551,12 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path, whole):
     for name in ("training.pt", "checkpoint.json"):
         (tmp_path / "unfinished-00000001" / name).unlink()
     (tmp_path / "unfinished-00000001" / ".tmpXy12").write_text("of safetensors")
-    kept = {path: content for path, content in contents(tmp_path).items() if path.parent.name[-8:] in
-            ("4567abcd", "symphony", "00000004")}  # fmt: skip
+    before = contents(tmp_path)
     go_on(tmp_path, epochs=1, loss=fails)
-    assert contents(tmp_path) == kept
     assert names(tmp_path) == ["step-00000004", "unfinished-4567abcd", "unfinished-symphony"]
+    assert contents(tmp_path) == {
+        path: before[path] for path in before if path.parent.name in names(tmp_path)
+    }
     assert ends_as(whole, tmp_path)
 
 
@@ -651,12 +595,10 @@ SMALL = ["--size", "16", "--limit", "300", "--widths", "8", "16", "--block-depth
          "--lr", "2e-3", "--checkpoint-every", "9"]  # fmt: skip
 
 
-def recipe_of(arguments):
-    options = command.parser.parse_args(["--output", "x", *arguments.split()])
-    return Recipe(**{name: getattr(options, name) for name in asdict(Recipe())})
-
-
 def test_the_options_are_the_recipe():
+    def recipe_of(arguments):
+        return command.parser.parse_args_into_dataclasses(["--output", "x", *arguments.split()])[1]
+
     assert recipe_of("") == Recipe()
     given = "--epochs 3 --lr 1e-3 --weight-decay 0.1 --ema-decay 0.9 --warmup-steps 7 --cosine-decay --seed 2"
     assert recipe_of(given) == Recipe(3, 1e-3, 0.1, 0.9, 7, True, 2)
@@ -701,17 +643,16 @@ def test_a_late_that_would_do_nothing_is_refused(monkeypatch, tmp_path, capsys):
         assert "--late" in refused(monkeypatch, capsys, *options)
 
 
-@pytest.mark.parametrize("kind", ["file", "photos", "model", "checkpoints"])
-def test_an_output_with_other_things_is_refused(monkeypatch, tmp_path, capsys, kind):
+@pytest.mark.parametrize("fill", [
+    lambda output: output.write_text("a file"),
+    lambda output: [output.mkdir(), good(output)],
+    lambda output: tiny().save_pretrained(output),
+    lambda output: go_on(output / "checkpoints", epochs=1),  # of another program
+])  # fmt: skip
+def test_an_output_with_other_things_is_refused(monkeypatch, tmp_path, capsys, fill):
     """Before anything is loaded or trained; and it is left as it is."""
     output = tmp_path / "output"
-    if kind == "file":
-        output.write_text("a file")
-    elif kind == "checkpoints":
-        go_on(output / "checkpoints", epochs=1)  # of another program
-    else:
-        output.mkdir()
-        good(output) if kind == "photos" else tiny().save_pretrained(output)
+    fill(output)
     before = contents(tmp_path)
     line = refused(monkeypatch, capsys, "--output", output, *SMALL)
     assert line.endswith(f"--output: {output} is not a folder of this program; name a new one")
@@ -734,18 +675,14 @@ def test_another_start(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("cuda, works, backend", [(1, True, "inductor"), (1, False, "no"), (0, True, "no")])
 def test_train_py_compiles_where_it_can(monkeypatch, tmp_path, cuda, works, backend):
-    class Enough(Exception):
-        pass
-
-    def accelerator(**options):
-        assert options == {"dynamo_backend": backend}
-        raise Enough
+    def accelerator(dynamo_backend):
+        raise InterruptedError(dynamo_backend)
 
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
     monkeypatch.setattr(command, "compiles", lambda device: works and device == "cuda:1")  # its own GPU
     monkeypatch.setattr(command, "pick_accelerator", accelerator)
-    with pytest.raises(Enough):
+    with pytest.raises(InterruptedError, match=backend):
         train_py(monkeypatch, "--output", tmp_path / "new", *SMALL)
 
 
@@ -772,19 +709,8 @@ def test_two_processes_train_like_one(tmp_path):
 
     # one process goes on where two have stopped
     finished(run(None, TRAIN, "--output", str(two), *SMALL, "--epochs", "7"))
-    assert (
-        state_of(two)["history"]["loss"][: 6 * 9] == together
-        and len(state_of(two)["history"]["loss"]) == 7 * 9
-    )
-
-    # and another run starts from their weights, and takes over their sizes
-    more = tmp_path / "more"
-    finished(
-        run(None, TRAIN, "--output", str(more), "--start-from", str(two), "--limit", "300", "--epochs", "1")
-    )
-    state = state_of(more)
-    assert state["settings"]["image_size"] == 16 and list(state["settings"]["widths"]) == [8, 16]
-    assert np.mean(state["history"]["loss"]) < 0.8 * together[0]
+    losses = state_of(two)["history"]["loss"]
+    assert losses[: 6 * 9] == together and len(losses) == 7 * 9
 
 
 def test_the_processes_agree(tmp_path):
