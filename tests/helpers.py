@@ -6,14 +6,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from diffusion_course.conditioning import ConditionalConfig, ConditionalDiffusion
+from diffusion_course.conditioning import ConditionalConfig, ConditionalDiffusion, Guided
 from diffusion_course.long_runs import carry_on
 from diffusion_course.toy import LABELS
 from diffusion_utils import ROOT, Diffusion, DiffusionConfig, Training, get_loader
@@ -30,6 +33,27 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+@contextmanager
+def serving(folder):
+    """A plain static server of the files in `folder`; within it, its address."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@contextmanager
+def chromium():
+    """A browser without a window."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=BROWSER, args=BROWSER_OPTIONS)
+        yield browser
+        browser.close()
 
 
 # Images ---------------------------------------------------------------------------------
@@ -72,13 +96,20 @@ def conditional(kind=ConditionalDiffusion, predicts="v", vocabulary=LABELS):
     return kind(ConditionalConfig(list(map(str, vocabulary)), **shape, predicts=predicts))
 
 
-def awake(diffusion):
-    """A model whose blocks follow their condition, as after training."""
-    with torch.no_grad():
-        for name, weight in diffusion.named_parameters():
-            if ".film." in name:
-                weight.normal_(std=0.3)
-    return diffusion.eval()
+def awake(model):
+    """A model whose layers of zeros are random, as after training: it follows its condition."""
+    torch.manual_seed(1)
+    for weight in model.parameters():
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.3)
+    return model.eval()
+
+
+class InTurn(Guided):
+    """Guidance in two calls, one after the other."""
+
+    def in_one_batch(self, noisy, time):
+        return self.conditioned.predict_noise(noisy, time), self.unconditional.predict_noise(noisy, time)
 
 
 def loader(count=32, batch_size=8, seed=0):
@@ -137,10 +168,9 @@ def finished(process):
 KILLED = """
 import sys, torch
 from helpers import go_on
-if sys.argv[1] != "none":
-    print("ready", flush=True)
-diffusion, history = go_on(sys.argv[2], epochs=40)
-torch.save((diffusion.state_dict(), history["loss"]), sys.argv[3])
+print("ready", flush=True)
+diffusion, history = go_on(sys.argv[1], epochs=40)
+torch.save((diffusion.state_dict(), history["loss"]), f"{sys.argv[1]}.pt")
 """
 
 
@@ -165,19 +195,19 @@ def kill_and_compare(folder, times, seed=0):
     """
     folder, rng, writing = Path(folder), np.random.default_rng(seed), []
 
-    def arguments(name):
-        return ["-c", KILLED, "yes", str(folder / name), str(folder / f"{name}.pt")]
+    def start(name, program=KILLED):
+        return run(None, "-c", program, str(folder / name))
 
     def drafts():
         return set((folder / name).glob("unfinished-*"))
 
     if not (folder / "whole.pt").exists():
-        finished(run(None, *arguments("whole")))
+        finished(start("whole"))
     name = f"killed-{seed}"
     while len(writing) < times:
-        rival = None if writing else run(None, "-c", RIVAL, str(folder / name))
+        rival = None if writing else start(name, RIVAL)
         assert not rival or rival.stdout.readline() == "ready\n"
-        before, process = drafts(), run(None, *arguments(name))
+        before, process = drafts(), start(name)
         assert process.stdout.readline() == "ready\n"
         if rival:
             refused = rival.communicate(timeout=300)[0]
@@ -190,6 +220,6 @@ def kill_and_compare(folder, times, seed=0):
         writing.append(bool(drafts() - before))
         if number == signal.SIGTERM:  # it saves and stops, if it has begun; and has then no draft left
             assert process.returncode in (0, -number) and not writing[-1], output
-    finished(run(None, *arguments(name)))
+    finished(start(name))
     (one, losses), (two, other) = (torch.load(folder / f"{end}.pt") for end in ("whole", name))
     return losses == other and same(one, two), writing

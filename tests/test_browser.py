@@ -14,10 +14,10 @@ import time
 import urllib.request
 
 import pytest
-from helpers import BROWSER, BROWSER_OPTIONS
+from helpers import BROWSER, chromium
 from lessons import ROOT, cells
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome here")
 
 SHOTS = ROOT / "tests" / "screenshots"
@@ -65,10 +65,8 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page():
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=BROWSER, args=BROWSER_OPTIONS)
+    with chromium() as browser:
         yield browser.new_page(viewport={"width": 1400, "height": 1000})
-        browser.close()
 
 
 def wait_until_calm(page, seconds=60):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import awake, conditional, loader, same, tiny, train
+from helpers import InTurn, awake, conditional, loader, same, tiny, train
 
 from diffusion_course.conditioning import (
     SIZE,
@@ -139,25 +139,13 @@ def test_wrapped_models_draw_like_any_other():
     assert torch.allclose(drawn["each"][[0, 2]], drawn["any"][[0, 2]], atol=1e-5)
 
 
-class InTurn(Guided):
-    """Guidance in two calls, one after the other."""
-
-    def in_one_batch(self, noisy, time):
-        return self.conditioned.predict_noise(noisy, time), self.unconditional.predict_noise(noisy, time)
-
-
-def other():
-    """A second network, for autoguidance."""
-    diffusion = awake(conditional())
-    torch.nn.init.normal_(diffusion.unet.out.weight, std=0.1)
-    return diffusion
-
-
 @pytest.mark.parametrize("kind", ["any", "negative", "each", "another network"])
 def test_guidance_in_one_batch_draws_the_same(kind):
     """And the condition is encoded once for each of the two, not in each step."""
     diffusion, cap = awake(conditional()), face_labels(hat="cap")
-    unconditional = {"any": diffusion, "another network": Conditioned(other(), cap)}
+    other = awake(conditional())  # for autoguidance
+    torch.nn.init.normal_(other.unet.out.weight, std=0.1)
+    unconditional = {"any": diffusion, "another network": Conditioned(other, cap)}
     unconditional = unconditional.get(kind, Conditioned(diffusion, face_labels(smile="sad")))
     conditioned = Conditioned(diffusion, cap.repeat(3, 1) if kind == "each" else cap)
     calls = []
@@ -186,8 +174,7 @@ def test_what_was_encoded_is_forgotten_before_the_next_drawing():
 def test_gradients_flow_through_a_condition():
     model = Conditioned(awake(conditional()), face_labels(hat="cap")).eval()
     for _ in range(2):  # what was encoded has no gradient to be used twice
-        noise = model.predict_noise(torch.randn(1, 3, 8, 8), torch.full((1, 1, 1, 1), 0.5))
-        noise.sum().backward()
+        model.predict_noise(torch.randn(1, 3, 8, 8), torch.full((1, 1, 1, 1), 0.5)).sum().backward()
     assert model.diffusion.encoder.embedding.weight.grad.any()
 
 

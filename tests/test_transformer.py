@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import same
+from helpers import awake, same
 from torch import nn
 
 from diffusion_course.attention import text_to_image, tokens
@@ -10,15 +10,6 @@ from diffusion_course.latents import TextToImageConfig
 from diffusion_course.transformer import DiffusionTransformer, DiT, DiTBlock, patchify, unpatchify
 
 WORDS = ["red", "blue", "cap"]
-
-
-def awake(module):
-    """A module whose layers of zeros are random, as after training."""
-    torch.manual_seed(0)
-    for weight in module.parameters():
-        if not weight.any():
-            nn.init.normal_(weight, std=0.3)
-    return module.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +54,8 @@ def test_shapes(size, channels, patch):
     """It begins with zeros, whatever goes in."""
     images, words = torch.randn(2, channels, size, size), torch.randn(2, 3, 6)
     mask, pooled = torch.ones(2, 3, dtype=torch.bool), torch.randn(2, 6)
-    output = network(image_size=size, channels=channels, patch=patch)(
-        images, torch.rand(2), words, mask, pooled
-    )
+    unet = network(image_size=size, channels=channels, patch=patch)
+    output = unet(images, torch.rand(2), words, mask, pooled)
     assert torch.equal(output, torch.zeros_like(images))
 
 
