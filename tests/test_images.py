@@ -20,6 +20,7 @@ from PIL import Image, ImageCms
 from diffusion_course import images
 from diffusion_course.images import (
     CATS,
+    CATS_MODEL,
     Augmented,
     LazyImages,
     any_images,
@@ -30,7 +31,8 @@ from diffusion_course.images import (
     publish,
 )
 from diffusion_course.long_runs import carry_on
-from diffusion_utils import TOY_FACES, Training, get_data, get_loader
+from diffusion_course.quality import pixel_distance
+from diffusion_utils import TOY_FACES, Diffusion, Training, generate, get_data, get_loader
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links and odd names need rights there")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
@@ -401,6 +403,22 @@ def test_the_cats_are_as_their_card_says():
     assert len(seen) == 1200  # all different
     assert "David Revoy" in card and "creativecommons.org/licenses/by/4.0" in card
     assert sum(path.stat().st_size for path in CATS.rglob("*") if path.is_file()) < 3e6
+
+
+def test_the_network_that_draws_cats():
+    """It draws new cats, in both directions; the weights lie there in 16 bits and are loaded in 32."""
+    diffusion = Diffusion.from_pretrained(CATS_MODEL)
+    assert {weights.dtype for weights in diffusion.parameters()} == {torch.float32}
+    assert (CATS_MODEL / "model.safetensors").stat().st_size < 1.1e6
+    cats, held_out = (torch.from_numpy(get_data(CATS, split=split, size=32)) for split in ("train", "test"))
+    drawn = generate(diffusion, n=60, seed=5)
+    mean = held_out.mean(0)
+    far, far_mirrored = ((images - mean).square().mean((1, 2, 3)) for images in (drawn, drawn.flip(3)))
+    to_the_left = far_mirrored < far
+    assert 10 < to_the_left.sum() < 50
+    turned = torch.where(to_the_left.view(-1, 1, 1, 1), drawn.flip(3), drawn)
+    assert pixel_distance(turned, held_out) < 9
+    assert copies(drawn, cats)[0].float().mean() < 0.1
 
 
 # Others of the same kind, and the same again --------------------------------------------
