@@ -1,0 +1,43 @@
+"""A text-to-image pipeline for diffusers: DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, …)."""
+
+import re
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+
+
+class FacePipeline(DiffusionPipeline):
+    def __init__(self, unet, text_encoder, vae, scheduler, vocabulary=""):
+        super().__init__()
+        self.register_modules(unet=unet, text_encoder=text_encoder, vae=vae, scheduler=scheduler)
+        self.register_to_config(vocabulary=vocabulary)
+
+    def tokenize(self, prompts, length=48):
+        words = self.config.vocabulary.split()
+        tokens = torch.zeros(len(prompts), 1 + length, dtype=torch.long)
+        tokens[:, 0] = len(words) + 1
+        for row, prompt in zip(tokens, prompts):
+            for place, word in enumerate(re.findall(r"[^\s,.;:!?]+|,", prompt.lower()), 1):
+                row[place] = 1 + words.index(word)
+        return tokens.to(self.device)
+
+    @torch.no_grad()
+    def __call__(self, prompt, negative_prompt="", num_inference_steps=20, guidance_scale=2.0,
+                 num_images_per_prompt=1, generator=None, latents=None, output_type="pil"):  # fmt: skip
+        count = num_images_per_prompt
+        text = self.text_encoder(self.tokenize([prompt] * count + [negative_prompt] * count))
+        if latents is None:
+            latents = randn_tensor((count, 4, 16, 16), generator, self.device)
+        sigmas = np.linspace(0.995, 0.001, num_inference_steps + 1)[:-1]
+        self.scheduler.set_timesteps(sigmas=sigmas, device=self.device)
+        latents = latents * (sigmas[0] ** 2 + (1 - sigmas[0]) ** 2) ** 0.5  # an image in it would have 0.5 %
+        for timestep in self.progress_bar(self.scheduler.timesteps):
+            sigma = (timestep / self.scheduler.config.num_train_timesteps).expand(2 * count)
+            output = self.unet(torch.cat((latents, latents)), sigma, *text)
+            conditioned, unconditional = output.chunk(2)
+            velocity = unconditional + guidance_scale * (conditioned - unconditional)
+            latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+        images = self.vae.decode((0.5 + 0.1 * latents).clip(0, 1)).clip(0, 1).cpu()
+        return images if output_type == "pt" else self.numpy_to_pil(images.permute(0, 2, 3, 1).numpy())
