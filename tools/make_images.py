@@ -212,14 +212,14 @@ WAYS = [  # from, to, what is written beside it, and where
     ((2.3, 3.1), (6.6, 3.1), "noisy latent", (3.6, 3.35)),
     ((9.7, 3.1), (11.2, 3.1), "latent", (10.45, 3.35)),
     ((13.5, 3.1), (14.3, 3.1), "", (0, 0)),
-    ((9.2, 2.3), (7.1, 2.3), "predicted noise: one step of the sampler, 15 to 30 times", (8.15, 0.75)),
+    ((9.2, 2.3), (7.1, 2.3), "predicted flow: one step of the sampler, 15 to 30 times", (8.15, 0.9)),
 ]
 
 
 def system(model):
     """The parts of the text-to-image system, and of Stable Diffusion, with what goes from one to the next."""
     figure, axis = plt.subplots(figsize=(10, 4), layout="constrained")
-    axis.set(xlim=(0, 16), ylim=(0.3, 6.5), aspect="equal")
+    axis.set(xlim=(0, 16), ylim=(0.7, 6.2), aspect="equal")
     axis.axis("off")
     for title, ours, theirs, left, bottom, width, height, color in PARTS:
         axis.add_patch(plt.Rectangle((left, bottom), width, height, color=color, ec="#33475c"))
@@ -227,7 +227,7 @@ def system(model):
         axis.text(*text, f"{title}\n\n\n", ha="center", va="center", fontsize=10, weight="bold")
         axis.text(
             *text,
-            f"\nhere {ours} million parameters\nStable Diffusion {theirs} million",
+            f"\nhere {ours} million weights\nStable Diffusion {theirs} million",
             ha="center",
             va="center",
             fontsize=7,
@@ -248,7 +248,7 @@ def system(model):
     images = text_to_image(model, prompt, 1, noise=noise, on_step=keep, sampler=DPMSolver())
     pictures = [
         (denormalize(model, noise)[0, :3], (1.5, 3.1), 5),
-        (latents[-1][0, :3], (10.45, 5.0), 4),
+        (latents[-1][0, :3], (10.45, 4.45), 3.4),
         (images[0], (15.1, 3.1), 1.25),
     ]
     for image, place, zoom in pictures:
