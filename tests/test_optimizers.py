@@ -2,21 +2,17 @@
 
 import pytest
 import torch
+from helpers import same, tiny
 from torch import nn
 
 from diffusion_course.checkpoints import load_checkpoint, save_checkpoint
-from diffusion_course.optimizers import Muon, even_l1_loss, even_times, muon, orthogonalize
-from diffusion_utils import Diffusion, DiffusionConfig, Recipe, Training, get_data, get_loader, l1_loss
+from diffusion_course.optimizers import Muon, even_l1_loss, even_times, muon
+from diffusion_utils import Recipe, Training, get_data, get_loader
 
 
 @pytest.fixture(scope="module")
 def data():
     return get_data(limit=64, size=16)
-
-
-def small():
-    torch.manual_seed(0)
-    return Diffusion(DiffusionConfig(image_size=16, widths=(8, 16), block_depth=1))
 
 
 def test_even_times():
@@ -30,41 +26,18 @@ def test_even_times():
     assert abs(first.mean() - 0.5) < 0.03 and abs(first.var() - 1 / 12) < 0.01
 
 
-def test_even_times_make_the_loss_jump_less_around_the_same_mean(data):
-    diffusion, batch = small(), torch.from_numpy(data[:32])
-    torch.manual_seed(1)
-    with torch.no_grad():
-        plain, even = (
-            [loss(diffusion, batch).item() for _ in range(150)] for loss in (l1_loss, even_l1_loss)
-        )
-    plain, even = torch.tensor(plain), torch.tensor(even)
-    assert abs(plain.mean() - even.mean()) < 4 * plain.std() / 150**0.5
-    assert even.std() < plain.std()
-
-
 def two_weights(*shape):
     first = nn.Parameter(torch.randn(shape))
     return first, nn.Parameter(first.detach().clone())
 
 
-def steps(pairs, optimizers, count=5):
-    for _ in range(count):
-        for one, other in pairs:
-            one.grad = torch.randn_like(one)
-            other.grad = one.grad.clone()
+def steps(one, other, optimizers):
+    """Five steps of two optimizers with the same random gradients."""
+    for _ in range(5):
+        one.grad = torch.randn_like(one)
+        other.grad = one.grad.clone()
         for optimizer in optimizers:
             optimizer.step()
-
-
-@pytest.mark.parametrize("shape", [(16, 60), (60, 16), (3, 200), (32, 32)])
-def test_singular_values_end_near_1_and_vectors_stay(shape):
-    torch.manual_seed(1)
-    matrix = torch.randn(shape)
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    change = left.T @ orthogonalize(matrix) @ right.T
-    found = change.diagonal()[values > 0.05 * values.max()]
-    assert found.min() > 0.6 and found.max() < 1.3
-    assert (change - change.diagonal().diag()).abs().max() < 0.05
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon from 2.9 on")
@@ -74,7 +47,7 @@ def test_hidden_weights_go_as_with_pytorchs_muon(shape):
     ours, theirs = two_weights(*shape)
     start = ours.detach().clone()
     reference = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    steps([(ours, theirs)], [Muon([ours], [], lr=0.01), reference])
+    steps(ours, theirs, [Muon([ours], [], lr=0.01), reference])
     assert (ours - theirs).norm() < 0.05 * (theirs - start).norm()  # both round to bfloat16 on their way
 
 
@@ -92,14 +65,13 @@ def test_a_convolution_counts_as_a_matrix():
 def test_the_others_go_as_with_adamw():
     torch.manual_seed(4)
     ours, theirs = two_weights(8)
-    steps(
-        [(ours, theirs)], [Muon([], [ours], lr=0.01), torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.01)]
-    )
+    reference = torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.01)
+    steps(ours, theirs, [Muon([], [ours], lr=0.01), reference])
     assert torch.equal(ours, theirs)
 
 
 def test_every_weight_has_one_place():
-    model = small()
+    model = tiny(image_size=16)
     hidden, others = (group["params"] for group in muon(model, Recipe(lr=0.1)).param_groups)
     names = {id(weight): name for name, weight in model.named_parameters()}
     assert sorted(map(id, [*hidden, *others])) == sorted(names)
@@ -109,19 +81,22 @@ def test_every_weight_has_one_place():
 
 def test_resumed_to_the_bit(data, tmp_path):
     def training():
-        return Training(small(), get_loader(data, 16, seed=0), optimizer=muon, epochs=2, lr=3e-3)
+        return Training(
+            tiny(image_size=16),
+            get_loader(data, 16, seed=0),
+            loss=even_l1_loss,
+            optimizer=muon,
+            epochs=2,
+            lr=3e-3,
+        )
 
     whole, broken, resumed = training(), training(), training()
-    for _ in whole:
-        pass
+    list(whole)
     for step in broken:
         if step == 3:
             break
     save_checkpoint(broken, tmp_path)
     load_checkpoint(resumed, tmp_path)
-    assert resumed.step == 3
-    for _ in resumed:
-        pass
-    pairs = zip(whole.diffusion.state_dict().values(), resumed.diffusion.state_dict().values())
-    assert all(torch.equal(one, other) for one, other in pairs)
+    assert list(resumed) == [4, 5, 6, 7, 8]
+    assert same(whole.diffusion, resumed.diffusion)
     assert whole.history["loss"] == resumed.history["loss"]

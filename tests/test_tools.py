@@ -51,10 +51,8 @@ def _hidden():
 
 def texts():
     """What sync.py makes of MODULE: {name: (lesson, text)}."""
-    found = {}
-    for name, (node, start, end) in sync.public(MODULE).items():
-        found[name] = sync.number(node), sync.without_docstrings(MODULE, node, start, end)
-    return found
+    parts = sync.public(MODULE).items()
+    return {name: (sync.number(part[0]), sync.without_docstrings(MODULE, *part)) for name, part in parts}
 
 
 def test_what_is_copied():
@@ -89,8 +87,9 @@ def test_what_nobody_needs_to_read_is_collapsed():
 # What a run leaves in a notebook -----------------------------------------------------------
 
 
-def notebook(bar, style, slider, unseen):
-    """A notebook that shows a progress bar and a slider, with these ids in this order, and keeps a widget more."""
+def notebook(start=0x1234567):
+    """A notebook that shows a progress bar and a slider, with ids from `start` on, and keeps a widget more."""
+    bar, style, slider, unseen = (4 * f"{start + i:08x}" for i in range(4))
     states = {
         slider: {"state": {"_model_name": "IntSliderModel", "style": f"IPY_MODEL_{style}"}},
         bar: {"state": {"_model_name": "HBoxModel", "children": [f"IPY_MODEL_{bar[::-1]}"]}},
@@ -108,7 +107,7 @@ def notebook(bar, style, slider, unseen):
 
 
 def test_two_runs_leave_the_same_notebook():
-    one, two = (notebook(*(4 * f"{start + i:08x}" for i in range(4))) for start in (0x1234567, 0xFEDCBA9))
+    one, two = notebook(), notebook(0xFEDCBA9)
     assert nbformat.writes(one) != nbformat.writes(two)
     one, two = (run_lessons.number_widgets(run) for run in (one, two))
     assert nbformat.writes(one) == nbformat.writes(two)
@@ -125,14 +124,14 @@ def test_two_runs_leave_the_same_notebook():
 
 
 def test_no_empty_widgets():
-    bare = notebook(*(4 * f"{i:08x}" for i in range(4)))
+    bare = notebook()
     for cell in bare.cells:
         cell.outputs = []
     assert "widgets" not in run_lessons.number_widgets(bare).metadata
 
 
 def test_a_bar_shows_its_last_moment():
-    run = notebook(*(4 * f"{i + 0x1234567:08x}" for i in range(4)))
+    run = notebook()
     run_lessons.finish_bars(run)
     texts = [cell.outputs[0].data["text/plain"] for cell in run.cells]
     assert texts == ["100% 7/7 [00:01]", "IntSlider(value=3)"]
@@ -157,14 +156,12 @@ def test_pictures_get_a_palette():
     y, x = np.mgrid[:200, :200]
     rich = png(np.stack([x, y, (x * y) % 256], axis=-1).astype(np.uint8))
     packed = smaller.smaller(rich)
-    off = np.asarray(Image.open(io.BytesIO(packed)).convert("RGB"), int) - np.asarray(
-        Image.open(io.BytesIO(rich)), int
-    )
-    assert len(packed) < 0.6 * len(rich) and abs(off).mean() < 12
+    one, two = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int) for data in (packed, rich))
+    assert len(packed) < 0.6 * len(rich) and abs(one - two).mean() < 12
     assert smaller.smaller(packed) == packed
     plain = png(np.zeros((4, 4, 3), np.uint8))
     assert smaller.smaller(plain) == plain
-    run = notebook(*(4 * f"{i + 0x1234567:08x}" for i in range(4)))
+    run = notebook()
     shown = nbformat.v4.new_output("display_data", {smaller.PNG: base64.b64encode(rich).decode()})
     run.cells[0].outputs.append(shown)
     next(iter(run_lessons.widgets(run).values()))["state"]["outputs"] = [shown.copy()]
@@ -185,10 +182,8 @@ def test_the_tables_are_up_to_date(name):
 def test_only_what_lies_between_the_marks_changes():
     text = "One\n<!-- lessons -->\nwhat was there\n<!-- /lessons -->\ntwo\n"
     new = tables.filled(text, "lessons")
-    assert new.startswith("One\n<!-- lessons -->\n| Lesson |") and new.endswith(
-        " |\n<!-- /lessons -->\ntwo\n"
-    )
-    assert "what was there" not in new
+    assert new.startswith("One\n<!-- lessons -->\n| Lesson |") and "what was there" not in new
+    assert new.endswith(" |\n<!-- /lessons -->\ntwo\n")
     assert tables.filled(new, "lessons") == new
 
 
@@ -199,9 +194,8 @@ def test_publish(tmp_path, monkeypatch):
     monkeypatch.setattr("common.RESULTS", tmp_path / "results.md")
     (tmp_path / "results.md").write_text("# Results\n\nMedians.\n\n## Zoo (CPU)\n\na; b\n\n**Old.**\n")
     for summary in ("Nothing.", "2 and 1 s."):
-        publish(
-            "Data", ["way", "seconds"], [["`map`", "2 (1–3)"], ["ours", 1]], summary=summary, note="A note."
-        )
+        rows = [["`map`", "2 (1–3)"], ["ours", 1]]
+        publish("Data", ["way", "seconds"], rows, summary=summary, note="A note.")
     found = quality.results(tmp_path / "results.md")
     kind = "CUDA" if torch.cuda.is_available() else "CPU"
     assert list(found) == [f"Data ({kind})", "Zoo (CPU)"]
