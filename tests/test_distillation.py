@@ -1,4 +1,4 @@
-"""Lesson 13: students that draw in few steps."""
+"""Lesson 14: students that draw in few steps."""
 
 from functools import partial
 
@@ -6,7 +6,14 @@ import pytest
 import torch
 from helpers import loader, tiny, train
 
-from diffusion_course.distillation import FEW_STEPS, distill, distillation_loss, half_steps
+from diffusion_course.distillation import (
+    FEW_STEPS,
+    consistency_loss,
+    distill,
+    distill_consistency,
+    distillation_loss,
+    half_steps,
+)
 from diffusion_utils import Diffusion, ddim, generate, mix, predict, schedule
 
 
@@ -68,6 +75,47 @@ def test_distill():
 def test_a_teacher_that_predicts_noise_is_refused():
     with pytest.raises(ValueError, match="teacher: it predicts noise"):
         next(distill(tiny(), loader()))
+    with pytest.raises(ValueError, match="teacher: it predicts noise"):
+        distill_consistency(tiny(), loader())
+
+
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_what_a_consistent_student_is_asked_for(pieces):
+    """On the last piece the teacher's guess, else the target's where a step of the teacher leads."""
+    teacher, target, student = (tiny(predicts="v").eval() for _ in range(3))
+    for model in (teacher, target, student):
+        torch.nn.init.normal_(model.unet.out.weight, std=0.1)  # three different networks
+    images = torch.rand(64, 3, 8, 8)
+    torch.manual_seed(1)
+    loss = consistency_loss(teacher, target, pieces)(student, images)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        image = teacher.norm(images)
+        left = torch.randint(pieces, (64, 1, 1, 1))
+        time, noise = (left + 1) / pieces, torch.randn_like(image)
+        noisy = mix(image, noise, time)
+        there, teachers = ddim(partial(predict, teacher), noisy, time, left / pieces)
+        aim = torch.where(left == 0, teachers, predict(target, there, left / pieces)[1])
+        off = (predict(student, noisy, time)[1] - aim) / schedule(time)[0]
+    torch.testing.assert_close(loss, off.abs().mean())
+    loss.backward()
+    assert student.unet.out.weight.grad.abs().sum() > 0
+    assert all(weight.grad is None for model in (teacher, target) for weight in model.parameters())
+
+
+def test_distill_consistency():
+    """It draws in one step what its teacher draws in many, and leaves the teacher as it was."""
+    teacher = tiny(predicts="v")
+    train(teacher, loader(), epochs=25, lr=1e-2)
+    weights = {name: value.clone() for name, value in teacher.state_dict().items()}
+    student = distill_consistency(teacher, loader(), (2, 4), epochs=40, lr=5e-3)
+    assert student.config.steps == 1 and teacher.config.steps == 20 and not student.training
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    noise = torch.randn(64, 3, 8, 8)
+    aim = generate(teacher, noise=noise, steps=20)
+    off = [float((generate(model, noise=noise, steps=1) - aim).abs().mean()) for model in (teacher, student)]
+    assert off[1] < 0.7 * off[0]
 
 
 @pytest.mark.parametrize("steps", FEW_STEPS)

@@ -88,6 +88,30 @@ def test_times_and_conditions(batch, condition):
 
 
 @pytest.mark.parametrize("predicts", PREDICTS)
+def test_what_an_error_of_the_image_weighs(game, predicts):
+    """The squared error of the output is that of the image, times a number that depends on the signal-to-noise ratio."""
+    noise, image, time = game
+    noise_rate, signal_rate = schedule(time)
+    ratio = (signal_rate / noise_rate) ** 2
+    weight = {"noise": ratio, "image": 1, "v": 1 + ratio, "flow": (1 + ratio.sqrt()) ** 2}[predicts]
+    noisy, wrong = mix(image, noise, time), image + 0.1
+    implied = targets((noisy - signal_rate * wrong) / noise_rate, wrong, time)[predicts]
+    off = (implied - targets(*game)[predicts]).square()
+    expected = torch.as_tensor(0.01 * weight, dtype=off.dtype).expand_as(off)
+    torch.testing.assert_close(off, expected, atol=1e-9, rtol=1e-5)
+
+
+def test_v_is_the_network_of_edm(game):
+    """Karras et al. 2022, equation 7 with a standard deviation of 1: F is -v, where they see the noisy image / a."""
+    noise, image, time = game
+    noise_rate, signal_rate = schedule(time)
+    sigma = noise_rate / signal_rate
+    seen = mix(image, noise, time) / signal_rate
+    skip, out = 1 / (1 + sigma**2), sigma / (1 + sigma**2).sqrt()
+    torch.testing.assert_close(skip * seen - out * targets(*game)["v"], image)
+
+
+@pytest.mark.parametrize("predicts", PREDICTS)
 def test_all_can_be_learned(predicts):
     losses = train(tiny(predicts=predicts), loader(), loss=prediction_loss, epochs=30, lr=5e-3)["loss"]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
