@@ -14,7 +14,6 @@ import colab
 import nbformat
 import pytest
 from lessons import LESSONS, NOTEBOOKS, ROOT
-from nbclient import NotebookClient
 from sync import FIRST_CELL
 
 
@@ -42,8 +41,8 @@ def environment(tmp_path_factory):
 
 
 def test_the_first_cell_on_colab(environment, tmp_path):
-    """In an empty folder, twice, as after an impatient second click."""
-    look = "from importlib.util import find_spec\nprint(find_spec('diffusion_utils').origin, os.getcwd(), sep='\\n')"
+    """In an empty folder, twice, as after an impatient second click; then the lesson goes on."""
+    look = "import diffusion_utils, diffusion_course.toy\nprint(diffusion_utils.__file__, os.getcwd(), sep='\\n')"
     program = f"{FIRST_CELL}\n{FIRST_CELL}\n{look}"
     command, variables = [sys.executable, "-c", program], {**os.environ, **environment}
     result = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
@@ -51,7 +50,7 @@ def test_the_first_cell_on_colab(environment, tmp_path):
     module, folder = map(Path, result.stdout.splitlines()[-2:])
     course = tmp_path / "course"
     assert folder == course / "notebooks" and (folder / module).resolve() == course / "diffusion_utils.py"
-    assert [path.name for path in tmp_path.iterdir()] == ["course"]
+    assert list(tmp_path.iterdir()) == [course]
 
 
 @pytest.fixture
@@ -88,30 +87,16 @@ def on_colab(tmp_path, monkeypatch):
     return run_cell
 
 
-def test_a_failed_pip_is_tried_again(on_colab, tmp_path):
-    """And the cell does not pass without it."""
-    programs, place = on_colab(2, lambda program, n: program == "colab.py")
-    assert programs == ["git", "colab.py", "colab.py"] and place == "."
-    programs, place = on_colab(2, lambda program, n: program == "colab.py" and n < 1)
-    assert programs == ["colab.py", "colab.py"] and place == "course/notebooks"
-
-
-def test_a_torn_clone(on_colab, tmp_path):
-    """It never gets the name under which it would be used."""
-    programs, place = on_colab(2, lambda program, n: program == "git" and n < 1)
-    assert programs == ["git", "git", "colab.py"] and place == "course/notebooks"
+@pytest.mark.parametrize("fails, programs, place", [
+    (lambda program, n: program == "colab.py", ["git", "colab.py", "colab.py"], "."),
+    (lambda program, n: program == "colab.py" and n < 2, ["git", "colab.py", "colab.py"], "course/notebooks"),
+    (lambda program, n: n < 1, ["git", "git", "colab.py"], "course/notebooks"),
+])  # fmt: skip
+def test_what_failed_is_tried_again(on_colab, tmp_path, fails, programs, place):
+    """And the cell does not pass without it. A torn clone never gets the name under which it would be used."""
+    assert on_colab(2, fails) == (programs, place)
     assert (tmp_path / "course" / "diffusion_utils.py").exists()
     assert not (tmp_path / "course" / "notebooks" / "course").exists()
-
-
-def test_one_lesson_to_the_end(environment, tmp_path, monkeypatch):
-    shutil.copy(ROOT / "notebooks" / "02_noise_schedule.ipynb", tmp_path)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    notebook = nbformat.read(tmp_path / "02_noise_schedule.ipynb", as_version=4)
-    here = {"metadata": {"path": tmp_path}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=here).execute()
-    assert (tmp_path / "course" / "diffusion_utils.py").exists()
 
 
 def test_elsewhere_the_cell_does_nothing(tmp_path):
@@ -149,6 +134,9 @@ def test_torch_and_numpy_stay_as_they_are(monkeypatch):
 
 # The address -----------------------------------------------------------------------------
 
+WITH_ADDRESS = ("README.md", "pyproject.toml", "web/field/index.html", "tools/first_cell.py", "web/index.html",
+                "notebooks/00_introduction.ipynb")  # fmt: skip
+
 
 def test_one_address_everywhere():
     settings = address.course()
@@ -173,45 +161,42 @@ def test_dev_container():
     assert settings["customizations"]["codespaces"]["openFiles"] == [f"notebooks/{LESSONS[0].name}"]
 
 
-def test_make_address(tmp_path, monkeypatch):
-    names = ("README.md", "pyproject.toml", "web/field/index.html", "tools/first_cell.py", "web/index.html",
-             "notebooks/00_introduction.ipynb")  # fmt: skip
-    for name in names:
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """The files with the address, to be rewritten without harm; and other repositories, whose names begin alike."""
+    for name in WITH_ADDRESS:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    monkeypatch.setattr(address, "ROOT", tmp_path)
-    monkeypatch.setattr(address, "PROJECT", tmp_path / "pyproject.toml")
-    old = address.course()["repository"]
-    address.rewrite("somebody/some.course")
-    assert address.course()["repository"] == "somebody/some.course"
-    for name in names:
-        text = (tmp_path / name).read_text(encoding="utf-8")
-        assert old not in text and old.replace("/", ".github.io/") not in text
-    for name in names[3:]:
-        assert "github.com/somebody/some.course" in (tmp_path / name).read_text(encoding="utf-8")
-    nbformat.validate(nbformat.read(tmp_path / names[-1], as_version=4))
-    for nonsense in ("nonsense", "../..", "a/..", "./a", "a/b/c", "", "a b/c", "a/b\n"):
-        with pytest.raises(SystemExit, match="REPO: .* is not of the form owner/name"):
-            address.rewrite(nonsense)
-    assert address.course()["repository"] == "somebody/some.course"
-
-
-def test_make_address_twice(tmp_path, monkeypatch):
-    """Other repositories, whose names begin alike, stay as they are."""
-    for name in ("pyproject.toml", "tools/first_cell.py", "web/index.html", "web/field/index.html"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
-    monkeypatch.setattr(address, "ROOT", tmp_path)
-    monkeypatch.setattr(address, "PROJECT", tmp_path / "pyproject.toml")
     old = address.course()["repository"]
     others = f"github.com/{old}-more github.com/{old}.io github.com/x{old} github.com/a/bigger-project"
-    (tmp_path / "README.md").write_text(
-        f"{others} https://github.com/{old}. https://github.com/{old}/blob/v1"
-    )
+    with open(tmp_path / "README.md", "a", encoding="utf-8") as readme:
+        readme.write(f"\n{others} https://github.com/{old}. https://github.com/{old}/blob/v1")
+    monkeypatch.setattr(address, "ROOT", tmp_path)
+    monkeypatch.setattr(address, "PROJECT", tmp_path / "pyproject.toml")
+    return others
+
+
+def test_make_address_twice(tmp_path, elsewhere):
+    old = address.course()["repository"]
+    last = f"\n{elsewhere} https://github.com/c/dig. https://github.com/c/dig/blob/v1"
     for new in ("a/big", "c/dig"):
         address.rewrite(new)
-    text = (tmp_path / "README.md").read_text()
-    assert text == f"{others} https://github.com/c/dig. https://github.com/c/dig/blob/v1"
+    assert address.course()["repository"] == "c/dig"
+    for name in WITH_ADDRESS:
+        text = (tmp_path / name).read_text(encoding="utf-8").removesuffix(last)
+        assert old not in text and old.replace("/", ".github.io/") not in text
+    for name in WITH_ADDRESS[3:]:
+        assert "github.com/c/dig" in (tmp_path / name).read_text(encoding="utf-8")
+    nbformat.validate(nbformat.read(tmp_path / WITH_ADDRESS[-1], as_version=4))
+    assert (tmp_path / "README.md").read_text(encoding="utf-8").endswith(last)
+
+
+@pytest.mark.parametrize("nonsense", ["nonsense", "../..", "a/..", "./a", "a/b/c", "", "a b/c", "a/b\n"])
+def test_no_address(elsewhere, nonsense):
+    old = address.course()
+    with pytest.raises(SystemExit, match="REPO: .* is not of the form owner/name"):
+        address.rewrite(nonsense)
+    assert address.course() == old
 
 
 @pytest.mark.parametrize("arguments", [[], ["a/b", "c/d"]])

@@ -1,16 +1,11 @@
 """The data set that ships: complete, balanced, and drawn by the program beside it."""
 
-import importlib.util
-
 import datasets
 import numpy as np
 import pytest
 
-from diffusion_utils import ROOT, TOY_FACES, get_data
-
-spec = importlib.util.spec_from_file_location("draw_toy_faces", ROOT / "data" / "draw_toy_faces.py")
-draw_toy_faces = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(draw_toy_faces)
+from data import draw_toy_faces
+from diffusion_utils import TOY_FACES, get_data
 
 
 @pytest.fixture(scope="module", params=[("train", 3000), ("test", 1000)])
