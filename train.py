@@ -69,14 +69,15 @@ class Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
 parser = HfArgumentParser([Options, Recipe], description=__doc__, epilog=str(Recipe()), formatter_class=Help)
 
 
-def refusal(output, start):
-    """Why the folder `output` cannot be used for a training run that starts from `start`, or None."""
+def prepare(output, start):
+    """Make the folder `output`; end the program if it is not one of training runs that start from `start`."""
     note = output / "start_from.txt"
     before = note.read_text(encoding="utf-8") if note.is_file() else start
     if output.exists() and not note.is_file() and (output.is_file() or any(output.iterdir())):
-        return f"{output} is not a folder of this program; name a new one"
+        parser.error(f"--output: {output} is not a folder of this program; name a new one")
     if before != start:
-        return f"{output} holds a training run that started from {before}, not from {start}; name a new one"
+        parser.error(f"--output: {output} holds a run that started from {before}, not from {start}")
+    output.mkdir(parents=True, exist_ok=True)
 
 
 def build(options, seed):
@@ -115,10 +116,7 @@ def main():
     compiled = torch.cuda.is_available() and compiles(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     accelerator = pick_accelerator(dynamo_backend="inductor" if compiled else "no")
     if accelerator.is_main_process:
-        reason = refusal(output, start)
-        if reason:
-            parser.error(f"--output: {reason}")
-        output.mkdir(parents=True, exist_ok=True)
+        prepare(output, start)
     diffusion, sockets = build(options, recipe.seed)
     if options.late != 1 and diffusion.config.predicts == "noise" or not 0 < options.late < math.inf:
         parser.error("--late: a number above 0, for a network that predicts something else than noise")

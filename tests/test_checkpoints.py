@@ -668,7 +668,7 @@ def test_another_start(monkeypatch, tmp_path, capsys):
     assert "40 images, and perhaps more beyond --limit; 2 steps" in capsys.readouterr().out
     assert state_of(output)["settings"]["image_size"] == 8
     train_py(monkeypatch, *start, one)  # it is complete, and only loaded
-    sentence = f"{output} holds a training run that started from {one}, not from {tmp_path}; name a new one"
+    sentence = f"{output} holds a run that started from {one}, not from {tmp_path}"
     assert refused(monkeypatch, capsys, *start, tmp_path).endswith(sentence)
     assert "not from new weights" in refused(monkeypatch, capsys, *start[:-1])
 
