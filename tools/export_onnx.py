@@ -132,7 +132,7 @@ def export(folder, target):
         "bytes": file.stat().st_size,
         "weights": sum(weight.numel() for weight in diffusion.parameters()),
         "image_size": diffusion.config.image_size,
-        "steps": diffusion.config.steps,  # students of lesson 13 have learned another number than 20
+        "steps": diffusion.config.steps,  # students of lesson 14 have learned another number than 20
         "times": diffusion.config.times,  # see lesson 12
         "mean": diffusion.norm.running_mean.tolist(),
         "deviation": diffusion.norm.running_var.sqrt().tolist(),
