@@ -125,7 +125,7 @@ def test_a_pipeline_opens_without_the_course(tmp_path):
     assert f"LENGTH, SCALE = {attention.LENGTH}, {latents.SCALE}" in head
 
 
-def tiny_pipeline(prediction_type, tmp_path):
+def tiny_pipeline(prediction_type):
     """A Stable Diffusion with random weights, small enough for a test, and with nothing from the network."""
     letters = [chr(number) for number in range(97, 123)]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -145,10 +145,11 @@ def tiny_pipeline(prediction_type, tmp_path):
         attention_head_dim=2,
         **blocks,
     )
-    vae = AutoencoderKL(block_out_channels=(4, 8), norm_num_groups=2, latent_channels=4)
+    blocks = dict(down_block_types=2 * ["DownEncoderBlock2D"], up_block_types=2 * ["UpDecoderBlock2D"])
+    vae = AutoencoderKL(block_out_channels=(4, 8), norm_num_groups=2, latent_channels=4, **blocks)
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type,
-        clip_sample=False, timestep_spacing="trailing",
+        clip_sample=False, timestep_spacing="trailing", steps_offset=1,
     )  # fmt: skip
     pipeline = StableDiffusionPipeline(
         vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False
@@ -158,17 +159,17 @@ def tiny_pipeline(prediction_type, tmp_path):
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_our_sampler_draws_with_a_stable_diffusion(prediction_type, tmp_path):
-    """Whose DDIM ends one step later than ours, so with many steps both come to the same image."""
-    pipeline = tiny_pipeline(prediction_type, tmp_path)
+def test_our_sampler_draws_with_a_stable_diffusion(prediction_type):
+    """Whose DDIM ends one step later than ours, so both come to nearly the same image."""
+    pipeline = tiny_pipeline(prediction_type)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     theirs = pipeline(
-        "a cat", latents=noise, num_inference_steps=200, output_type="pt", guidance_scale=3
+        "a cat", latents=noise, num_inference_steps=40, output_type="pt", guidance_scale=3
     ).images
-    ours = draw_for(pipeline, "a cat", noise, steps=200, guidance_scale=3)
+    ours = draw_for(pipeline, "a cat", noise, steps=40, guidance_scale=3)
     assert ours.shape == (1, 3, 16, 16) and 0 <= ours.min() and ours.max() <= 1
-    torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0)
-    other = draw_for(pipeline, "a dog", noise, steps=200, guidance_scale=3)
+    torch.testing.assert_close(ours, theirs, atol=0.03, rtol=0)
+    other = draw_for(pipeline, "a dog", noise, steps=40, guidance_scale=3)
     assert not torch.equal(ours, other)
 
 
