@@ -25,8 +25,10 @@ IMAGES = ROOT / "images"
 sys.path.insert(0, str(ROOT))
 from diffusion_course.attention import text_to_image  # noqa: E402
 from diffusion_course.distillation import FEW_STEPS  # noqa: E402
+from diffusion_course.images import CATS_MODEL  # noqa: E402
 from diffusion_course.latents import TEXT_MODEL, TextToImage  # noqa: E402
 from diffusion_course.samplers import DPMSolver  # noqa: E402
+from diffusion_course.transformer import DIT_MODEL, DiffusionTransformer  # noqa: E402
 from diffusion_utils import (  # noqa: E402
     LARGE_MODEL,
     SHORT_MODEL,
@@ -275,16 +277,18 @@ def models():
     """The sheets on the cards of the models."""
     for folder, scale in {
         TOY_MODEL: 3,
+        CATS_MODEL: 3,
         SHORT_MODEL: 3,
         LARGE_MODEL: 2,
         **dict.fromkeys(FEW_STEPS.values(), 3),
     }.items():
         forty = generate(Diffusion.from_pretrained(folder), n=40, seed=1)
         save(sheet(forty.unflatten(0, (4, 10)), scale), folder / "samples.png")
-    model = TextToImage.from_pretrained(TEXT_MODEL)
-    rows = [text_to_image(model, prompt, n=10, sampler=DPMSolver(), seed=1) for prompt in PROMPTS]
-    for path in (TEXT_MODEL / "samples.png", IMAGES / "from_a_sentence.png"):  # the card's, and the README's
-        save(sheet(torch.stack(rows), 2), path)
+    for kind, folder in ((DiffusionTransformer, DIT_MODEL), (TextToImage, TEXT_MODEL)):
+        model = kind.from_pretrained(folder)
+        rows = [text_to_image(model, prompt, n=10, sampler=DPMSolver(), seed=1) for prompt in PROMPTS]
+        save(sheet(torch.stack(rows), 2), folder / "samples.png")
+    save(sheet(torch.stack(rows), 2), IMAGES / "from_a_sentence.png")  # the README's
 
 
 if __name__ == "__main__":
