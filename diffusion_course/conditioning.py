@@ -149,10 +149,10 @@ class Conditioned(nn.Module):
 
     def condition(self):
         encode = getattr(self.diffusion, "encode_condition", lambda labels: (labels,))
-        encoded = encode(self.labels) if self.encoded is None else self.encoded
-        if not (self.training or torch.is_grad_enabled()):
-            self.encoded = encoded
-        return encoded
+        if self.training or torch.is_grad_enabled():
+            return encode(self.labels)
+        self.encoded = encode(self.labels) if self.encoded is None else self.encoded
+        return self.encoded
 
     def predict_noise(self, noisy, time):
         return self.diffusion.predict_noise(noisy, time, *self.condition())

@@ -173,8 +173,11 @@ def test_what_was_encoded_is_forgotten_before_the_next_drawing():
 
 def test_gradients_flow_through_a_condition():
     model = Conditioned(awake(conditional()), face_labels(hat="cap")).eval()
+    noisy, time = torch.randn(1, 3, 8, 8), torch.full((1, 1, 1, 1), 0.5)
+    with torch.no_grad():
+        model.predict_noise(noisy, time)  # it remembers a code without a gradient
     for _ in range(2):  # what was encoded has no gradient to be used twice
-        model.predict_noise(torch.randn(1, 3, 8, 8), torch.full((1, 1, 1, 1), 0.5)).sum().backward()
+        model.predict_noise(noisy, time).sum().backward()
     assert model.diffusion.encoder.embedding.weight.grad.any()
 
 
