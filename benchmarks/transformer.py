@@ -1,13 +1,13 @@
 """A transformer against a U-Net, and what a transformer on pixels should predict (lesson 18).
 
-    python benchmarks/transformer.py          an hour and a half of one thread
+    python benchmarks/transformer.py          fifty minutes of one thread
     python benchmarks/transformer.py pixels   the second table only
 
-Latents: AttentionUNet and DiT, each with a text encoder of its own, from nothing, three training runs of ten minutes of
+Latents: AttentionUNet and DiT, each with a text encoder of its own, from nothing, three training runs of four minutes of
 processor time each; captions, loss and optimizer as in words.py. Attributes, pixel and kernel distance (lesson 07) of 400 faces
 from captions of held-out faces.
 
-Pixels: a small DiT straight on 32×32 pixels, in patches of 4×4 (48 numbers each, which go through 48, 96 or 192 channels),
+Pixels: a small DiT straight on 32×32 pixels, in patches of 4×4 (48 numbers each, which go through 24),
 without a prompt, that predicts image, v or noise, all with the squared error of v. Equal steps; 400 faces each. The first
 faces go to images/dit_pixels.png: one row for each.
 """
@@ -21,8 +21,8 @@ from common import ROOT, fresh, judged, middle, publish, spread
 from PIL import Image
 from words import draw, muon_for_hidden, words_loss
 
-SECONDS, SEEDS = 600, (0, 1, 2)
-PIXEL_STEPS, WIDTHS, PREDICTS = 1500, (24, 192), ("image", "v", "noise")
+SECONDS, SEEDS = 240, (0, 1, 2)
+PIXEL_STEPS, WIDTHS, PREDICTS = 700, (24,), ("image", "v", "noise")
 
 
 # Latents --------------------------------------------------------------------------------

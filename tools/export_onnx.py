@@ -106,14 +106,14 @@ def halve(model):
 
 
 def shipped():
-    """The folders of the diffusion models that ship: what follows prompts first, then small images first, then faces."""
+    """The folders of the diffusion models for the page: what follows prompts first, then small images first, then faces."""
     configs = {path.parent: json.loads(path.read_text("utf-8")) for path in SHIPPED.glob("*/config.json")}
-    order = ["course_text_to_image", "course_diffusion"]
-    folders = [folder for folder, config in configs.items() if config["model_type"] in order]
+    order = [["TextToImage"], ["Diffusion"]]
+    folders = [folder for folder, config in configs.items() if config.get("architectures") in order]
 
     def place(folder):
         config = configs[folder]
-        kind = order.index(config["model_type"])
+        kind = order.index(config["architectures"])
         return kind, config["image_size"], not folder.name.startswith("toy_faces"), folder.name
 
     return sorted(folders, key=place)
