@@ -150,6 +150,7 @@ def pixel_table():
     results = [fresh(pixels, predicts, width) for width in WIDTHS for predicts in PREDICTS]
     images = torch.stack([faces for _, faces in results])
     sheet = images.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    sheet = sheet.repeat_interleave(3, dim=0).repeat_interleave(3, dim=1)
     Image.fromarray((sheet * 255).round().byte().numpy()).save(ROOT / "images" / "dit_pixels.png")
     rows = [row for row, _ in results]
     columns = ["predicts", "numbers for a patch of 48", "pixel distance", "kernel distance"]

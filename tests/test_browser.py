@@ -76,6 +76,15 @@ def wait_until_calm(page, seconds=60):
     page.wait_for_function("() => " + calm % IDLE, timeout=seconds * 1000)
 
 
+def save(page, path):
+    """Save the notebook, and return the numbers of its cells; None is one that has not run."""
+    before = path.stat().st_mtime_ns
+    page.keyboard.press("Control+s")
+    while path.stat().st_mtime_ns == before:
+        time.sleep(0.1)
+    return [cell.execution_count for cell in cells(path, "code")]
+
+
 def move(page, slider):
     """Move a slider to both ends. Returns the seconds that each picture took."""
     seconds = []
@@ -100,7 +109,10 @@ def test_in_a_browser(lab, page, name, sliders):
     page.click('.lm-MenuBar-itemLabel:text-is("Run")')
     page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
     wait_until_calm(page, seconds=600)
-    page.keyboard.press("Control+s")
+    while None in save(
+        page, folder / "notebooks" / f"{name}.ipynb"
+    ):  # on a busy machine it seems calm too early
+        wait_until_calm(page, seconds=600)
 
     seconds = []
     found = page.query_selector_all(".widget-interact .noUi-handle")
