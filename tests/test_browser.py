@@ -16,6 +16,7 @@ import urllib.request
 import pytest
 from helpers import BROWSER, chromium
 from lessons import ROOT, cells
+from nbformat.reader import NotJSONError
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome here")
@@ -82,7 +83,11 @@ def save(page, path):
     page.keyboard.press("Control+s")
     while path.stat().st_mtime_ns == before:
         time.sleep(0.1)
-    return [cell.execution_count for cell in cells(path, "code")]
+    while True:
+        try:
+            return [cell.execution_count for cell in cells(path, "code")]
+        except NotJSONError:  # it is being written
+            time.sleep(0.1)
 
 
 def move(page, slider):
