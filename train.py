@@ -132,7 +132,8 @@ def main():
     more = "" if options.lazy or len(data) < options.limit else ", and perhaps more beyond --limit"
     steps = f"{len(training.loader)} steps an epoch, {len(training):,} in all"
     accelerator.print(f"{len(data):,} images{more}; {steps}")
-    list(carry_on(training, output / "checkpoints", options.checkpoint_every))
+    for _ in carry_on(training, output / "checkpoints", options.checkpoint_every):
+        pass
     if accelerator.is_main_process:
         save(training, output)
     accelerator.wait_for_everyone()
