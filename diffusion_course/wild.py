@@ -69,7 +69,8 @@ def save_pipeline(model, folder):
     """Write a TextToImage as a folder that DiffusionPipeline of diffusers opens, without this course. Lesson 19."""
     folder, vocabulary = Path(folder), model.config.vocabulary
     shutil.copytree(PIPELINE, folder, dirs_exist_ok=True)
-    index = json.loads((folder / "model_index.json").read_text()) | {"vocabulary": " ".join(vocabulary)}
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"vocabulary": " ".join(vocabulary), "wordings": dict(model.config.wordings)}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     options = [{"widths": model.config.widths}, {"count": len(vocabulary) + 2}, {}]
     for name, module, arguments in zip(PARTS, (model.unet, model.encoder, model.autoencoder), options):

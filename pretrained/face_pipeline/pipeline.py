@@ -9,18 +9,26 @@ from diffusers.utils.torch_utils import randn_tensor
 
 
 class FacePipeline(DiffusionPipeline):
-    def __init__(self, unet, text_encoder, vae, scheduler, vocabulary=""):
+    def __init__(self, unet, text_encoder, vae, scheduler, vocabulary="", wordings=None):
         super().__init__()
         self.register_modules(unet=unet, text_encoder=text_encoder, vae=vae, scheduler=scheduler)
-        self.register_to_config(vocabulary=vocabulary)
+        self.register_to_config(vocabulary=vocabulary, wordings=wordings or {})
+
+    def words(self, prompt):
+        prompt = prompt.lower()
+        for phrase, words in self.config.wordings.items():
+            prompt = re.sub(rf"\b{phrase}\b", words, prompt)
+        return re.findall(r"[^\s,.;:!?]+|,", prompt)
 
     def tokenize(self, prompts, length=48):
-        words = self.config.vocabulary.split()
+        vocabulary = self.config.vocabulary.split()
         tokens = torch.zeros(len(prompts), 1 + length, dtype=torch.long)
-        tokens[:, 0] = len(words) + 1
+        tokens[:, 0] = len(vocabulary) + 1
         for row, prompt in zip(tokens, prompts):
-            for place, word in enumerate(re.findall(r"[^\s,.;:!?]+|,", prompt.lower()), 1):
-                row[place] = 1 + words.index(word)
+            for place, word in enumerate(self.words(prompt), 1):
+                if word not in vocabulary:
+                    raise ValueError(f"prompt: the model does not know the word {word!r}")
+                row[place] = 1 + vocabulary.index(word)
         return tokens.to(self.device)
 
     @torch.no_grad()
