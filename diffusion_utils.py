@@ -37,6 +37,35 @@ CPU_RECIPE = dict(epochs=16, lr=3e-3, ema_decay=0.99, warmup_steps=100, cosine_d
 # Lesson 01: data ------------------------------------------------------------------------
 
 
+def show(images, n=5, path=None, titles=()):
+    """Show the first `n` images of (N, C, S, S) in one row, with titles; save them where `path` says. Lesson 01."""
+    images = torch.as_tensor(images[:n]).detach().cpu().clip(0, 1)
+    figure, axes = plt.subplots(1, len(images), figsize=(1.5 * len(images), 1.7), squeeze=False)
+    for axis, image, title in zip(axes[0], images, [*titles, *n * [""]]):
+        axis.imshow(image[:3].permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+    figure.tight_layout(pad=0.3)
+    if path is not None:
+        figure.savefig(path)
+    plt.close(figure) if plt.get_backend().lower() == "agg" else plt.show(block=False)  # agg has no screen
+
+
+def get_loader(data, batch_size=64, seed=None):
+    """Deal `data` (N, C, S, S) in shuffled batches; the last, incomplete one is dropped. Lesson 01.
+
+    `data`: float32 in [0, 1], an array, a tensor, or a torch Dataset of such images, whose values are not looked
+    at. With a `seed` the order is the same in every run. Raises ValueError for values outside [0, 1] and for
+    fewer images than a batch.
+    """
+    if len(data) < batch_size:
+        raise ValueError(f"data: {len(data)} images do not fill a batch of batch_size={batch_size}")
+    if hasattr(data, "min") and not 0 <= data.min() <= data.max() <= 1:
+        raise ValueError(f"data: values must lie in [0, 1], not from {data.min()} to {data.max()}")
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return torch.utils.data.DataLoader(data, batch_size, shuffle=True, drop_last=True, generator=generator)
+
+
 def square_rgb(image, size):
     """Turn a PIL image into a `size` × `size` RGB image: cropped, not squashed; white where transparent. Lesson 01.
 
@@ -84,35 +113,6 @@ def get_data(source=TOY_FACES, *, split="train", limit=3000, size=64, seed=0):
     if not pixels:
         raise ValueError(f"source: there is no image in {str(source)!r}")
     return np.divide(np.stack(pixels).transpose(0, 3, 1, 2), np.float32(255), order="C")
-
-
-def get_loader(data, batch_size=64, seed=None):
-    """Deal `data` (N, C, S, S) in shuffled batches; the last, incomplete one is dropped. Lesson 01.
-
-    `data`: float32 in [0, 1], an array, a tensor, or a torch Dataset of such images, whose values are not looked
-    at. With a `seed` the order is the same in every run. Raises ValueError for values outside [0, 1] and for
-    fewer images than a batch.
-    """
-    if len(data) < batch_size:
-        raise ValueError(f"data: {len(data)} images do not fill a batch of batch_size={batch_size}")
-    if hasattr(data, "min") and not 0 <= data.min() <= data.max() <= 1:
-        raise ValueError(f"data: values must lie in [0, 1], not from {data.min()} to {data.max()}")
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return torch.utils.data.DataLoader(data, batch_size, shuffle=True, drop_last=True, generator=generator)
-
-
-def show(images, n=5, path=None, titles=()):
-    """Show the first `n` images of (N, C, S, S) in one row, with titles; save them where `path` says. Lesson 01."""
-    images = torch.as_tensor(images[:n]).detach().cpu().clip(0, 1)
-    figure, axes = plt.subplots(1, len(images), figsize=(1.5 * len(images), 1.7), squeeze=False)
-    for axis, image, title in zip(axes[0], images, [*titles, *n * [""]]):
-        axis.imshow(image[:3].permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_title(title, fontsize=9)
-        axis.axis("off")
-    figure.tight_layout(pad=0.3)
-    if path is not None:
-        figure.savefig(path)
-    plt.close(figure) if plt.get_backend().lower() == "agg" else plt.show(block=False)  # agg has no screen
 
 
 # Lesson 02: noise -----------------------------------------------------------------------
