@@ -2,7 +2,7 @@
 
     python benchmarks/words.py        half an hour of one thread
 
-The same small U-Net three times, trained for equal steps on the latents of the shipped autoencoder, with captions of
+The same small U-Net three times, trained for 1,200 steps each on the latents of the shipped autoencoder, with captions of
 hats, hair and clothes that are written anew in each step. In the bag, the vectors of the words are added up; "one vector"
 hands on what the text encoder makes of the start token, and nothing else; with cross-attention the network sees all
 words. Below them the model that ships, which is larger and was trained for longer, on captions of all attributes.
@@ -10,8 +10,8 @@ words. Below them the model that ships, which is larger and was trained for long
 Prompts such as "a face with a blue beanie and long pink hair", and "… with a blue beanie, wearing a pink hoodie": all
 pairs of six colours, eight times each. A face is right if both things are nearer to their own colour than to the
 other's; two coins would be right in a quarter. Real faces: those that have two of the colours, through the autoencoder.
-Pixel and kernel distance (lesson 07): 400 faces drawn from captions of held-out faces. The first faces go to
-images/words.png, one row for each model.
+Pixel and kernel distance (lesson 07): 400 faces drawn from captions of held-out faces. Six faces each for two more
+prompts go to images/words.png, one row for each model.
 """
 
 import random
@@ -23,7 +23,7 @@ from common import ROOT, fresh, judged, publish
 from PIL import Image
 from torch import nn
 
-STEPS, BATCH = 2000, 64
+STEPS, BATCH = 1200, 64
 SPOKEN_OF = ("hair_style", "hair_color", "hat", "hat_color", "clothes", "clothes_color")
 COLORS = ("black", "grey", "white", "pink", "blue", "violet")  # of hats, hair and clothes alike
 PAIRS = 8 * list(permutations(COLORS, 2))
@@ -174,11 +174,15 @@ def pair_shares(images, pairs, things):
     """In which share of `images` both things are right, only the first, only the second, and neither."""
     from diffusion_course.toy import ATTRIBUTES
 
+    firsts, seconds = zip(*pairs)
+    rows = range(len(images))
     right = []
-    for name, own, other in zip(things, zip(*pairs), reversed([*zip(*pairs)])):
-        fits, rows = scores(images, name), range(len(images))
-        own, other = ([ATTRIBUTES[name].index(color) for color in colors] for colors in (own, other))
-        right.append(fits[rows, own] > fits[rows, other])
+    for name, own, other in zip(things, (firsts, seconds), (seconds, firsts)):
+        fits = scores(images, name)
+        column = {color: place for place, color in enumerate(ATTRIBUTES[name])}
+        own_fits = fits[rows, [column[color] for color in own]]
+        other_fits = fits[rows, [column[color] for color in other]]
+        right.append(own_fits > other_fits)
     first, second = right
     cases = (first & second, first & ~second, ~first & second, ~first & ~second)
     return [case.float().mean().item() for case in cases]
@@ -190,7 +194,8 @@ def real_pairs(autoencoder, things):
     from diffusion_course.toy import ATTRIBUTES, LABELS
 
     kind, wanted = {"hair_color": ("hair_style", "long"), "clothes_color": ("clothes", "hoodie")}[things[1]]
-    images, pairs, columns = [], [], [list(ATTRIBUTES).index(name) for name in (*things, kind)]
+    columns = [list(ATTRIBUTES).index(name) for name in (*things, kind)]
+    images, pairs = [], []
     for split in ("test", "train"):
         faces, labels = labelled(split)
         for face, row in zip(faces, labels[:, columns].tolist()):
@@ -238,39 +243,34 @@ def measure(way):
     model, seconds = (shipped(), None) if way == SHIPPED else trained(way)
     count = sum(weight.numel() for part in (model.unet, model.encoder) for weight in part.parameters())
     cells, faces = judge(model)
-    return [way, f"{count / 1e6:.2f}", f"{seconds:.0f}" if seconds else "", *cells], faces
+    row = [way, f"{count / 1e6:.2f}", f"{seconds:.0f}" if seconds else "", *cells]
+    print(row, flush=True)
+    return row, faces
 
 
 def real():
-    """The row of real faces."""
-    autoencoder, shares = shipped().autoencoder, []
+    """The row of real faces, and how many have each kind of pair."""
+    autoencoder = shipped().autoencoder
+    shares, counts = [], []
     for things in PROMPTS:
         images, pairs = real_pairs(autoencoder, things)
         shares.append(pair_shares(images, pairs, things))
-        print(f"{len(images)} real faces: {shares[-1]}", flush=True)
-    return ["real faces", "", "", *(f"{share:.0%}" for share in shares[0]), f"{shares[1][0]:.0%}", "", ""]
+        counts.append(len(images))
+    cells = [*(f"{share:.0%}" for share in shares[0]), f"{shares[1][0]:.0%}"]
+    return ["real faces", "", "", *cells, "", ""], counts
 
 
 if __name__ == "__main__":
     results = [fresh(measure, way) for way in (*WAYS, SHIPPED)]
-    rows = [row for row, _ in results] + [fresh(real)]
+    real_row, counts = fresh(real)
+    rows = [row for row, _ in results] + [real_row]
     images = torch.stack([faces for _, faces in results])
     sheet = images.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
     Image.fromarray((sheet * 255).round().byte().numpy()).save(ROOT / "images" / "words.png")
-    columns = [
-        "what the network sees",
-        "parameters, millions",
-        "seconds of processor time",
-        "hat and hair right",
-    ]
-    columns += [
-        "hat only",
-        "hair only",
-        "neither",
-        "hat and clothes right",
-        "pixel distance",
-        "kernel distance",
-    ]
+    columns = ["what the network sees", "parameters, millions", "seconds of processor time"]
+    columns += ["hat and hair right", "hat only", "hair only", "neither", "hat and clothes right"]
+    columns += ["pixel distance", "kernel distance"]
     summary = "; ".join(f"{row[3]} ({row[0]})" for row in rows)
-    note = f"{len(PAIRS)} faces for each kind of pair; one training run each."
+    note = f"{STEPS:,} steps, one training run each. {len(PAIRS)} faces for each kind of pair; "
+    note += f"{counts[0]} and {counts[1]} real ones."
     publish("Words", columns, rows, summary=f"Hat and hair in the right colours: {summary}.", note=note)
