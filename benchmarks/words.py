@@ -2,7 +2,7 @@
 
     python benchmarks/words.py        half an hour of one thread
 
-The same small U-Net three times, trained for 1,200 steps each on the latents of the shipped autoencoder, with captions of
+The same small U-Net three times, trained for about 1,200 steps on the latents of the shipped autoencoder, with captions of
 hats, hair and clothes that are written anew in each step. In the bag, the vectors of the words are added up; "one vector"
 hands on what the text encoder makes of the start token, and nothing else; with cross-attention the network sees all
 words. Below them the model that ships, which is larger and was trained for longer, on captions of all attributes.
