@@ -13,7 +13,7 @@ import torch
 from common import ROOT, fresh, publish, start_at_zero
 from PIL import Image
 
-COUNTS = 10, 30, 100, 1000, 3000
+COUNTS = 10, 100, 1000, 3000
 DRAWN, SHOWN = 400, 8
 
 
