@@ -271,6 +271,6 @@ if __name__ == "__main__":
     columns += ["hat and hair right", "hat only", "hair only", "neither", "hat and clothes right"]
     columns += ["pixel distance", "kernel distance"]
     summary = "; ".join(f"{row[3]} ({row[0]})" for row in rows)
-    note = f"{STEPS:,} steps, one training run each. {len(PAIRS)} faces for each kind of pair; "
+    note = f"About {STEPS:,} steps, one training run each. {len(PAIRS)} faces for each kind of pair; "
     note += f"{counts[0]} and {counts[1]} real ones."
     publish("Words", columns, rows, summary=f"Hat and hair in the right colours: {summary}.", note=note)

@@ -82,7 +82,7 @@ WORDINGS = [
     ["brunette", "face with brown hair"],
     ["silver", "grey"],
     # beard and mouth
-    ["(clean-?shaven|clean shaven)( face)?", "no beard"],
+    ["clean[ -]?shaven( face)?", "no beard"],
     ["facial hair", "beard"],
     ["bearded", "a full beard"],
     ["bushy", ""],
@@ -108,10 +108,9 @@ WORDINGS = [
     ["(fedora|sunhat)", "brimmed hat"],
     ["(hooded (sweatshirt|top)|hoody)", "hoodie"],
     ["(sweater|pullover|sweatshirt)", "jumper"],
-    ["(polo neck|turtle neck|roll-?neck)( jumper)?", "turtleneck"],
-    ["turtleneck jumper", "turtleneck"],
+    ["(polo neck|turtle ?neck|roll-?neck)( jumper)?", "turtleneck"],
     ["blazer", "jacket"],
-    ["(stripy|stripey)", "striped"],
+    ["stripe?y", "striped"],
     ["(t shirt|tee shirt)", "t-shirt"],
     ["(button-up|button-down|collared|dress) shirt", "shirt"],
     # colours and skin
