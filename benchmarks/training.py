@@ -3,8 +3,9 @@
     python benchmarks/training.py          ten minutes on two CPU cores
 
 At 64×64 the full model on batches of 64, at 32×32 lesson 04's on batches of 32; each side in a process of
-its own. `Training` chooses by itself, the other rows by hand. On CUDA, compiling is measured as
-well, and the full recipe's time is extrapolated.
+its own. `Training` chooses by itself, the other rows by hand. "Of the peak" is the share of the operations a
+second that a large matrix product reaches in as many bits. On CUDA, compiling is measured as well, and the full
+recipe's time is extrapolated.
 """
 
 import os
@@ -15,9 +16,18 @@ import time
 import torch
 from accelerate import PartialState
 from common import ROOT, articles_loop, fresh, memory, middle, publish, spread
+from torch.utils.flop_counter import FlopCounterMode
 
 CUDA = torch.cuda.is_available()
 WARM_UP, STEPS, REPEATS = (46, 20 * 46, 3) if CUDA else (2, {64: 4, 32: 40}, 3)
+
+
+def sixteen_bits():
+    """What `Training` computes in here: float32 where nothing shorter is native."""
+    from diffusion_utils import pick_accelerator
+
+    precision = pick_accelerator().mixed_precision
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[precision]
 
 
 def prepare(size):
@@ -69,6 +79,54 @@ def course(size, by_hand=False, channels_last=False, bf16=False, precision="no",
     return measure(training, size, loader.batch_size, wait)
 
 
+def peak(dtype):
+    """Operations a second of a large matrix product."""
+    device = "cuda" if CUDA else "cpu"
+    left, right = torch.randn(2, 4096, 4096, device=device).to(dtype)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        (left @ right)[0, 0].item()
+        seconds.append(time.perf_counter() - start)
+    return 2 * 4096**3 / min(seconds)
+
+
+def operations(size):
+    """Of one image, forward and backward."""
+    from diffusion_utils import l1_loss
+
+    diffusion, loader = prepare(size)
+    with FlopCounterMode(display=False) as counter:
+        l1_loss(diffusion, next(iter(loader))).backward()
+    return counter.get_total_flops() / loader.batch_size
+
+
+def where_time_goes(size):
+    """What part of three steps of `Training` each kind of operation takes, as text."""
+    from diffusion_utils import Training
+
+    diffusion, loader = prepare(size)
+    training = Training(diffusion, loader, epochs=100)
+    steps = iter(training)
+    for _ in range(2):
+        next(steps)
+    with torch.profiler.profile() as profiler:
+        for _ in range(3):
+            next(steps)
+    kinds = {"onv": "convolutions", "norm": "BatchNorm", "silu": "SiLU", "upsample": "upsampling"}
+    kinds |= {"avg_pool": "upsampling", "copy": "copies", "cat": "copies", "adam": "optimizer and EMA"}
+    kinds |= {"foreach": "optimizer and EMA", "lerp": "optimizer and EMA"}
+    times = {}
+    for event in profiler.key_averages():
+        kind = next((kind for part, kind in kinds.items() if part in event.key), "the rest")
+        times[kind] = times.get(kind, 0) + (
+            event.self_device_time_total if CUDA else event.self_cpu_time_total
+        )
+    total = sum(times.values())
+    shares = sorted(((value / total, kind) for kind, value in times.items()), reverse=True)
+    return ", ".join(f"{kind} {share:.0%}" for share, kind in shares)
+
+
 def two_processes(size):
     """`Training` in two processes of one thread, which share each batch."""
     command = [
@@ -111,25 +169,35 @@ def compare(size):
         for name, (function, switches) in sides(size).items():
             results[name].append(fresh(function, size, **switches))
     base = sorted(speed for speed, _ in results["the article's loop"])[REPEATS // 2]
+    work = operations(size)
+    peaks = {bits: fresh(peak, dtype) for bits, dtype in {16: sixteen_bits(), 32: torch.float32}.items()}
     rows = []
     for name, values in results.items():
         speeds = [speed for speed, _ in values]
         median = sorted(speeds)[REPEATS // 2]
-        row = [name, spread(speeds, 1), f"{median / base:.2f}", f"{max(peak for _, peak in values):.0f}"]
+        in_32 = name == "the article's loop" or "32 bits" in name or "precision=no" in name
+        share = work * median / peaks[32 if in_32 else 16]
+        memories = [megabytes for _, megabytes in values]
+        row = [name, spread(speeds, 1), f"{median / base:.2f}", f"{share:.0%}", f"{max(memories):.0f}"]
         rows.append(row + ([f"{2000 * 46 * 64 / median / 60:.1f}"] if CUDA else []))
-    columns = ["images/s", "ratio", "peak memory, MB"] + (["full recipe, minutes"] if CUDA else [])
-    return columns, rows
+    columns = ["images/s", "ratio", "of the peak", "memory, MB"] + (["full recipe, minutes"] if CUDA else [])
+    speeds = " and ".join(f"{peaks[bits] / 1e9:.0f} in {bits} bits" for bits in (32, 16))
+    note = (
+        f"The peak, in billions of operations a second: {speeds}. An image takes {work / 1e9:.2f} billion. "
+    )
+    note += f"Where the time of `Training` goes: {fresh(where_time_goes, size)}."
+    return columns, rows, note
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:  # one of two processes
-        speed, peak = course(int(sys.argv[1]))
+        speed, megabytes = course(int(sys.argv[1]))
         if PartialState().is_main_process:
-            print(speed, peak)
+            print(speed, megabytes)
         PartialState().destroy_process_group()
     else:
         for title, size in {"Training": 64, "Training, small": 32}.items():
-            columns, rows = compare(size)
-            speeds, peaks = (f"{middle(rows[0][i])} and {middle(rows[1][i])}" for i in (1, 3))
+            columns, rows, note = compare(size)
+            speeds, peaks = (f"{middle(rows[0][i])} and {middle(rows[1][i])}" for i in (1, 4))
             summary = f"{speeds} images a second, {peaks} MB."
-            publish(title, [f"{size}×{size}, batches of {size}", *columns], rows, summary=summary)
+            publish(title, [f"{size}×{size}, batches of {size}", *columns], rows, summary=summary, note=note)

@@ -12,6 +12,7 @@ of them what the networks of lesson 17 look at.
 """
 
 import re
+import warnings
 
 import torch
 from torch import nn
@@ -29,13 +30,14 @@ def prompt_tokens(prompt, vocabulary):
     """The tokens of a prompt: 1 + LENGTH whole numbers in a list. Lesson 16.
 
     The start token is len(vocabulary) + 1; 1 is the first word of `vocabulary`. Commas count as words, other signs are
-    left out. Of an empty prompt nothing but the start token is left. Raises ValueError for a prompt that is
-    too long, and for words that `vocabulary` does not have.
+    left out, and so are words that `vocabulary` does not have, with a warning that names them. Of an empty
+    prompt nothing but the start token is left. Raises ValueError for a prompt that is too long.
     """
-    words = re.findall(r"[^\s,.;:!?]+|,", prompt.lower())
+    words = re.findall(r"[a-z0-9'-]+|,", prompt.lower())
     unknown = [word for word in dict.fromkeys(words) if word not in vocabulary]
     if unknown:
-        raise ValueError(f"prompt: the model does not know: {', '.join(unknown)}")
+        warnings.warn(f"prompt: the model does not know these words: {', '.join(unknown)}", stacklevel=3)
+    words = [word for word in words if word in vocabulary]
     if len(words) > LENGTH:
         raise ValueError(f"prompt: {len(words)} words and commas; {LENGTH} are the most")
     start = len(vocabulary) + 1

@@ -37,15 +37,24 @@ export function guide(conditional, unconditional, guidanceScale) {
   };
 }
 
-// The tokens of a prompt: a start token, the numbers of its words in the vocabulary, from 1 on, then zeros; commas count
-// as words. `wordings` puts what people say into words of the vocabulary. Lesson 16.
-// A prompt that is too long, or has words that the network does not know, is an Error that says so.
-export function tokens(prompt, vocabulary, length, wordings = []) {
-  let reworded = prompt.toLowerCase();
-  for (const [phrase, words] of wordings) reworded = reworded.replace(new RegExp(`\\b${phrase}\\b`, "g"), words);
-  const words = reworded.match(/[^\s,.;:!?]+|,/g) ?? [];
+// A prompt in words of the vocabulary: `wordings` is [[phrase, words], …]. Lesson 16.
+export function reworded(prompt, wordings) {
+  let text = prompt.toLowerCase();
+  for (const [phrase, words] of wordings) text = text.replace(new RegExp(`\\b${phrase}\\b`, "g"), words);
+  return text.trim();
+}
+
+// The words and commas of a prompt that the vocabulary has, and the words that it does not have. Lesson 16.
+export function wordsOf(prompt, vocabulary, wordings = []) {
+  const words = reworded(prompt, wordings).match(/[a-z0-9'-]+|,/g) ?? [];
   const unknown = [...new Set(words.filter((word) => !vocabulary.includes(word)))];
-  if (unknown.length) throw new Error(`The network does not know: ${unknown.join(", ")}. Please say it in other words.`);
+  return [words.filter((word) => vocabulary.includes(word)), unknown];
+}
+
+// The tokens of a prompt: a start token, the numbers of its words in the vocabulary, from 1 on, then zeros; commas count
+// as words, and unknown words are left out. Lesson 16. A prompt that is too long is an Error that says so.
+export function tokens(prompt, vocabulary, length, wordings = []) {
+  const [words] = wordsOf(prompt, vocabulary, wordings);
   if (words.length >= length) throw new Error(`These are ${words.length} words and commas; ${length - 1} are the most.`);
   const numbers = [1 + vocabulary.length, ...words.map((word) => 1 + vocabulary.indexOf(word))];
   return BigInt64Array.from({ length }, (_, i) => BigInt(numbers[i] ?? 0));

@@ -1,7 +1,7 @@
 // What the page does: settings from sliders and from the link, the film as it is computed, the walk, the PNG.
 
 import { between, ddim, denormalize, dpmSolver, guide, predictor } from "./diffusion.js";
-import { sample, startingNoise, timesAlong, tokens } from "./diffusion.js";
+import { sample, startingNoise, timesAlong, tokens, wordsOf } from "./diffusion.js";
 import { hasGraphicsCard, loadModel, loadModels } from "./model.js";
 
 const at = (id) => document.getElementById(id);
@@ -100,6 +100,16 @@ function chosenPredictor() {
   return guide(conditional, unconditional, whole("guidance-scale"));
 }
 
+// How the network has read the prompt, where that is not word for word.
+function howRead() {
+  const [prompt, { vocabulary, wordings }] = [at("prompt").value.trim(), model()];
+  if (!vocabulary || prompt === "") return "";
+  const [words, unknown] = wordsOf(prompt, vocabulary, wordings);
+  const same = words.join() === wordsOf(prompt, vocabulary)[0].join();
+  const reading = same ? "" : ` The network has read: ${words.join(" ").replaceAll(" ,", ",")}.`;
+  return unknown.length ? `${reading} It does not know: ${unknown.join(", ")}.` : reading;
+}
+
 // Draw from `noise`, and show the film as it is computed. Returns false when a newer drawing has begun.
 async function drawNow(mine, noise, { leisurely = false } = {}) {
   const way = whole("way") > 0 ? `-to-${whole("to")}-${whole("way")}` : "";
@@ -126,7 +136,7 @@ async function drawNow(mine, noise, { leisurely = false } = {}) {
   }
   result = { name, colours: film.at(-1)[1] };
   const seconds = ((performance.now() - began - waited) / 1000).toFixed(2);
-  say(`Drawn in ${steps} ${steps === 1 ? "step" : "steps"} and ${seconds} seconds, on your machine.`);
+  say(`Drawn in ${steps} ${steps === 1 ? "step" : "steps"} and ${seconds} seconds, on your machine.${howRead()}`);
   return true;
 }
 

@@ -5,7 +5,10 @@ import re
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
+
+logger = logging.get_logger(__name__)
 
 
 class FacePipeline(DiffusionPipeline):
@@ -18,16 +21,17 @@ class FacePipeline(DiffusionPipeline):
         prompt = prompt.lower()
         for phrase, words in self.config.wordings.items():
             prompt = re.sub(rf"\b{phrase}\b", words, prompt)
-        return re.findall(r"[^\s,.;:!?]+|,", prompt)
+        return re.findall(r"[a-z0-9'-]+|,", prompt)
 
     def tokenize(self, prompts, length=48):
         vocabulary = self.config.vocabulary.split()
         tokens = torch.zeros(len(prompts), 1 + length, dtype=torch.long)
         tokens[:, 0] = len(vocabulary) + 1
         for row, prompt in zip(tokens, prompts):
-            for place, word in enumerate(self.words(prompt), 1):
-                if word not in vocabulary:
-                    raise ValueError(f"prompt: the model does not know the word {word!r}")
+            words = self.words(prompt)
+            if unknown := [word for word in words if word not in vocabulary]:
+                logger.warning(f"prompt: the model does not know these words: {', '.join(unknown)}")
+            for place, word in enumerate([word for word in words if word in vocabulary], 1):
                 row[place] = 1 + vocabulary.index(word)
         return tokens.to(self.device)
 
