@@ -34,10 +34,8 @@ def orthogonalize(matrix, steps=5):
     A Newton–Schulz iteration in bfloat16, with the coefficients of Jordan et al. 2024, which lift small values
     fast and leave all of them somewhere between 0.7 and 1.2.
     """
-    x = (
-        matrix.T if len(matrix) > len(matrix.T) else matrix
-    )  # the smaller side first: its products are cheaper
-    x = (x / (x.norm() + 1e-7)).bfloat16()
+    wide = matrix.T if len(matrix) > len(matrix.T) else matrix  # the smaller side first is cheaper
+    x = (wide / (wide.norm() + 1e-7)).bfloat16()
     for _ in range(steps):
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
