@@ -82,7 +82,7 @@ WORDINGS = [
     # hair
     ["hair (down |falling |hanging )*(to|past|over|on) (the |his |her |their )?(shoulders|chest|back|waist)", "long hair"],
     ["(long|short),? (?=(wavy|curly))", ""],
-    ["orange (?=(\\w+ )?(hair|curl|braid|plait|pigtail|bun|bob|quiff|afro))|(?<=hair )orange", "ginger "],
+    ["(orange (?=(\\w+ )?(hair|curl|braid|plait|pigtail|bun|bob|quiff|afro))|(?<=hair )orange)", "ginger "],
     ["dark (?=(hair|curl|braid|plait|pigtail|bun|bob|quiff|afro|wavy))", "dark brown "],
     ["fluffy", "curly"],
     ["shoulder-length", "long"],
@@ -108,8 +108,9 @@ WORDINGS = [
     ["((an? )?straight (mouth|face)|isn't smiling|bored)", "serious"],
     ["not (very )?happy", "sad"],
     ["surprised(-looking)?( face)?", "face with an open mouth"],
-    ["(straight|sleek|silky|messy|shiny|spiky)", ""],
-    ["(an? )?(big |wide |broad )*open (smile|grin)", "an open mouth, smiling"],
+    ["(straight|sleek|silky|messy|shiny)", ""],
+    ["spiky", "quiff"],
+    ["(hairdo|hairstyle|haircut)", "hair"],
     ["(with )?(showing )?((his|her|their) )?teeth( showing)?", "an open mouth"],
     ["clean[ -]?shaven( face)?", "no beard"],
     ["facial hair", "beard"],
@@ -124,17 +125,16 @@ WORDINGS = [
     ["(closed|sealed) lips", "a closed mouth"],
     ["(open-mouthed|shouting|yelling|screaming)", "an open mouth"],
     ["(not smiling|unsmiling|neutral|stern|straight-faced)", "serious"],
-    [
-        "(an? )?(big |broad |wide |friendly |gentle |slight |small |little |tiny |huge |happy |cheeky )*(smile|grin)",
-        "smiling",
-    ],
-    ["(laughing|laughs)", "smiling, an open mouth"],
-    ["(grinning|grins|smiles|beaming|joyful|friendly|cheery)", "smiling"],
+    ["((an? )?(gentle |slight |small |little |tiny |shy |closed-mouth )+(smile|grin)|(an? )?smirk)", "smiling, a closed mouth"],
+    ["((an? )?((big|broad|wide|huge|massive|open|toothy|cheeky) )+(smile|grin)|(an? )?grin)", "smiling, an open mouth"],
+    ["(an? )?(happy |friendly )*smile", "smiling"],
+    ["mouth turned down", "sad"],
+    ["(worried|anxious|concerned)(-looking)?", "sad"],
+    ["(not amused|unamused|not impressed|unimpressed)", "serious"],
+    ["(laughing|laughs|grinning|grins)", "smiling, an open mouth"],
+    ["(smiles|beaming|joyful|friendly|cheery)", "smiling"],
     ["(a )?(slight |small |deep )*(frown|scowl)", "frowning"],
-    [
-        "(frowns|scowling|gloomy|upset|sorrowful|grumpy|miserable|angry|cross|annoyed|glum|moody|disappointed)",
-        "frowning",
-    ],
+    ["(frowns|scowling|gloomy|upset|sorrowful|grumpy|miserable|angry|cross|annoyed|glum|moody|disappointed)", "frowning"],
     ["(expression|look|mood)", "face"],
     # glasses, hats, clothes
     ["(not wearing any|without any|without an?|without|has no)", "no"],
@@ -167,11 +167,11 @@ WORDINGS = [
     ["mustard", "yellow"],
     ["(salmon( pink)?|peach)", "coral"],
     ["(light|pale) green", "mint"],
-    ["(red|orange) background|background (is )?(red|orange)", "coral background"],
-    ["green background|background (is )?green", "mint background"],
-    ["(purple|violet) background|background (is )?(purple|violet)|on purple", "lavender background"],
-    ["white background|background (is )?white", "cream background"],
-    ["(dark|black) background|background (is )?(dark|black)", "dark blue background"],
+    ["((red|orange) background|background (is )?(red|orange))", "coral background"],
+    ["(green background|background (is )?green)", "mint background"],
+    ["((purple|violet) background|background (is )?(purple|violet)|on purple)", "lavender background"],
+    ["(white background|background (is )?white)", "cream background"],
+    ["((dark|black) background|background (is )?(dark|black))", "dark blue background"],
     ["skin tone", "skin"],
     ["charcoal", "grey"],
     ["(complexion|-?skinned)", " skin"],
@@ -188,7 +188,7 @@ WORDINGS = [
     ["(who|that|is|has|have|looks|looking|the|his|her|their|really|big|huge|thick|large|slightly|of)", ""],
     ["in", "wearing"],
     ["(\\s*,)+\\s*", ", "],
-]
+]  # fmt: skip
 
 FRAME = "a an face person portrait with wearing and , on background hair skin head brows hat glasses clothes"
 

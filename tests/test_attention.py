@@ -77,7 +77,8 @@ def test_tokens():
     ("A man in a red cap, without a beard", "a person wearing a red cap, no beard"),
     ("a dark-skinned woman, her mouth wide open", "a dark skin person, an open mouth"),
     ("grey hair cut in a bob in front of a blue wall", "grey  bob on a blue background"),
-    ("Could you please draw green eyes, shades and a huge grin?", "   , sunglasses and smiling?"),
+    ("Could you please draw green eyes, shades and a huge grin?", "   , sunglasses and smiling, an open mouth?"),
+    ("grey beard, long wavy hair, orange background", "a full beard, wavy hair, coral background"),
 ])  # fmt: skip
 def test_everyday_words(prompt, expected):
     assert reworded(prompt, WORDINGS) == expected
