@@ -109,7 +109,7 @@ WORDINGS = [
     ["not (very )?happy", "sad"],
     ["surprised(-looking)?( face)?", "face with an open mouth"],
     ["(straight|sleek|silky|messy|shiny)", ""],
-    ["spiky", "quiff"],
+    ["(spiky|mohawk)", "quiff"],
     ["(hairdo|hairstyle|haircut)", "hair"],
     ["(with )?(showing )?((his|her|their) )?teeth( showing)?", "an open mouth"],
     ["clean[ -]?shaven( face)?", "no beard"],
@@ -178,6 +178,7 @@ WORDINGS = [
     ["olive", "tan"],
     ["-?haired", " hair"],
     # people, and what holds a sentence together
+    ["black (?=(man|woman|boy|girl|guy|kid|lady|gentleman|person))", "very dark skin "],
     ["(man|woman|boy|girl|guy|kid|child|lady|gentleman|teenager|teen|dude|fellow|character|human)", "person"],
     ["(he|she) has", "a person with"],
     ["((who|that) (has|have)|having)", "with"],
