@@ -156,6 +156,7 @@ class Combine(nn.Module):
         return torch.cat((angle.sin(), angle.cos()), dim=1)
 
     def forward(self, image, variance):
+        # (N, 32), then (N, 32, 1, 1), then (N, 32, H, W): the same numbers at each pixel
         embedding = self.embed(variance)[:, :, None, None].expand(-1, -1, *image.shape[2:])
         return torch.cat((self.cnn(image), embedding), dim=1)
 
@@ -494,10 +495,10 @@ def generate(diffusion, n=5, steps=None, seed=None, *, noise=None, on_step=None,
     """
     network = copy.deepcopy(diffusion).float().eval()
     noisy = starting_noise(network, n, seed) if noise is None else noise.to(network.device)
-    times, count = network.config.times, network.config.steps if steps is None else steps
-    if isinstance(count, int):
-        places = np.linspace(0, len(times) - 1, count + 1)
-        steps = np.interp(places, range(len(times)), times).tolist()
+    steps = network.config.steps if steps is None else steps
+    if isinstance(steps, int | np.integer):  # so many, spread over config.times; a list is taken as it is
+        places = np.linspace(0, len(network.config.times) - 1, steps + 1)
+        steps = np.interp(places, range(len(network.config.times)), network.config.times).tolist()
     path = sample(partial(predict, network), noisy, steps, sampler)
     for step, (noisy, image) in enumerate(path, 1):
         if on_step is not None:
