@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 
+import nbformat
 import pytest
 from helpers import BROWSER, chromium
 from lessons import ROOT, cells
@@ -136,3 +137,40 @@ def test_in_a_browser(lab, page, name, sliders):
     assert [cell.execution_count for cell in saved] == list(range(1, len(saved) + 1))
     outputs = [output for cell in saved for output in cell.outputs]
     assert not [out for out in outputs if out.output_type == "error" or out.get("name") == "stderr"]
+
+
+def test_the_canvas_of_lesson_19(lab, page):
+    """A stroke drawn with the mouse arrives in Python, scaled down from 256 pixels to 64."""
+    address, folder = lab
+    sources = [cell.source for cell in cells(ROOT / "notebooks" / "19_out_into_the_world.ipynb", "code")]
+    (canvas,) = [source for source in sources if source.startswith("CANVAS = ")]
+    program = """
+from IPython.display import HTML, display
+from ipywidgets import Text, interact
+def follow(strokes):
+    print("strokes:", strokes)
+display(HTML(CANVAS))
+interact(follow, strokes=Text("", placeholder="strokes", continuous_update=False));"""
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(canvas + program)], metadata=kernel)
+    nbformat.write(notebook, folder / "notebooks" / "canvas.ipynb")
+    page.goto(f"{address}/lab/tree/notebooks/canvas.ipynb?reset")
+    wait_until_calm(page)
+    page.click('.lm-MenuBar-itemLabel:text-is("Run")')
+    page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
+    page.wait_for_selector("text=strokes:")
+    paper = page.locator("#paper")
+    paper.scroll_into_view_if_needed()
+    place = paper.bounding_box()
+    for stroke in ([(40, 40), (200, 40)], [(120, 80), (120, 200)]):
+        page.mouse.move(place["x"] + stroke[0][0], place["y"] + stroke[0][1])
+        page.mouse.down()
+        page.mouse.move(place["x"] + stroke[1][0], place["y"] + stroke[1][1], steps=4)
+        page.mouse.up()
+    SHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SHOTS / "canvas.png")
+    page.click("#send")
+    page.wait_for_function("document.querySelector('.widget-interact').textContent.includes(';')")
+    lines = page.inner_text(".widget-interact .jp-OutputArea-output").removeprefix("strokes:").split(";")
+    ends = [[tuple(map(int, point.split(","))) for point in line.split()][-1] for line in lines]
+    assert all(abs(x - a) < 2 and abs(y - b) < 2 for (x, y), (a, b) in zip(ends, [(50, 10), (30, 50)]))
