@@ -80,9 +80,8 @@ def save_pipeline(model, folder):
         sources = [(folder / "head.txt").read_text(), *map(inspect.getsource, PARTS[name]), wrapper]
         (folder / name / f"face_{name}.py").write_text("\n\n".join(sources), encoding="utf-8")
         (folder / name / "config.json").write_text(json.dumps(arguments))
-        save_file(
-            module.state_dict(), folder / name / "diffusion_pytorch_model.safetensors", {"format": "pt"}
-        )
+        weights = folder / name / "diffusion_pytorch_model.safetensors"
+        save_file(module.state_dict(), weights, {"format": "pt"})
 
 
 @torch.no_grad()
