@@ -78,6 +78,8 @@ def test_tokens():
     ("a dark-skinned woman, her mouth wide open", "a dark skin person, an open mouth"),
     ("grey hair cut in a bob in front of a blue wall", "grey  bob on a blue background"),
     ("Could you please draw green eyes, shades and a huge grin?", "   , sunglasses and smiling, an open mouth?"),
+    ("a top hat on purple hair", "a brimmed hat on purple hair"),
+    ("a bushy beard, on purple", "a full beard, lavender background"),
     ("grey beard, long wavy hair, orange background", "a full beard, wavy hair, coral background"),
 ])  # fmt: skip
 def test_everyday_words(prompt, expected):

@@ -38,7 +38,7 @@ export function guide(conditional, unconditional, guidanceScale) {
 }
 
 // A prompt in words of the vocabulary: `wordings` is [[phrase, words], …]. Lesson 16.
-export function reworded(prompt, wordings) {
+function reworded(prompt, wordings) {
   let text = prompt.toLowerCase();
   for (const [phrase, words] of wordings) text = text.replace(new RegExp(`\\b${phrase}\\b`, "g"), words);
   return text.trim();
