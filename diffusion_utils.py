@@ -28,6 +28,7 @@ TOY_FACES = ROOT / "data" / "toy_faces"  # the images that ship with the course
 TOY_MODEL = ROOT / "pretrained" / "toy_faces_32"  # the network of lesson 04, trained for over an hour
 SHORT_MODEL = ROOT / "pretrained" / "toy_faces_32_short"  # the same network after 16 epochs with AdamW
 LARGE_MODEL = ROOT / "pretrained" / "toy_faces_64"  # one of the full size, trained by train.py
+# The files of a folder that are taken for images.
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 CPU_SHAPE = dict(image_size=32, widths=(16, 32, 64, 128), block_depth=1)
@@ -395,10 +396,9 @@ class Training:
 
         self.sampler = loader.sampler  # its order is set anew for each epoch
         self.order_seed = loader.generator.initial_seed() if loader.generator else recipe.seed
-        optimizer = optimizer(diffusion, recipe)
-        kind = "cosine" if recipe.cosine_decay else "constant_with_warmup"
-        prepared = self.accelerator.prepare(Loss(diffusion, loss), optimizer, loader)
+        prepared = self.accelerator.prepare(Loss(diffusion, loss), optimizer(diffusion, recipe), loader)
         self.loss, self.optimizer, self.loader = prepared
+        kind = "cosine" if recipe.cosine_decay else "constant_with_warmup"
         self.rates = get_scheduler(kind, self.optimizer, recipe.warmup_steps, len(self))
 
     def __len__(self):
@@ -421,7 +421,7 @@ class Training:
         loss = self.loss(batch)
         self.accelerator.backward(loss)  # in float16 it scales the loss first
         self.optimizer.step()
-        self.history["lr"] += self.rates.get_last_lr()[:1]
+        self.history["lr"].append(self.rates.get_last_lr()[0])  # of the first group of weights
         self.rates.step()
         self.average.update_parameters(self.diffusion)
         self.history["loss"].append(self.accelerator.reduce(loss.detach(), "mean"))  # over all processes
