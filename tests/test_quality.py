@@ -21,7 +21,6 @@ from diffusion_course.quality import (
     HEADS,
     FaceClassifier,
     attributes,
-    coarse_pixels,
     detector_loss,
     disturbed,
     error_bar,
@@ -40,8 +39,6 @@ from diffusion_course.quality import (
     paired_difference,
     pixel_distance,
     precision_recall,
-    published,
-    results,
     train_classifier,
 )
 from diffusion_utils import TOY_FACES, square_rgb
@@ -82,15 +79,6 @@ def test_labelled_faces(held_out):
     assert smile[labels["smile"] == 0].max() < -1 / 3 < 1 / 3 < smile[labels["smile"] == 2].min()
     first = np.asarray(square_rgb(rows[0]["image"], 32)).transpose(2, 0, 1) / 255
     assert np.abs(faces[0].numpy() - first).max() < 1e-6
-
-
-def test_the_forms_of_the_classifier(classifier, held_out):
-    with torch.no_grad():
-        scores = classifier(held_out[0][:5])
-    assert {name: tuple(score.shape) for name, score in scores.items()} == {
-        n: (5, k) for n, k in HEADS.items()
-    }
-    assert torch.equal(scores["hat"].argmax(1), attributes(classifier, held_out[0][:5])["hat"])
 
 
 def test_face_features(classifier, held_out, features):
@@ -155,13 +143,9 @@ def test_kernel_distance_by_hand():
 
 
 @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
-def test_order_and_side_do_not_matter(distance):
+def test_distances_of_arrays_and_of_other_numbers(distance):
     x, y = normal(60, 8, 0), normal(50, 8, 1, scale=1.3)
-    shuffled = x[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
-    columns = torch.randperm(8, generator=torch.Generator().manual_seed(1))
-    assert distance(shuffled, y) == pytest.approx(distance(x, y), rel=1e-9)
     assert distance(y, x) == pytest.approx(distance(x, y), rel=1e-9)
-    assert distance(x[:, columns], y[:, columns]) == pytest.approx(distance(x, y), rel=1e-9)
     assert type(distance(x, y)) is float
     assert distance(x.numpy(), y.requires_grad_()) == pytest.approx(distance(x, y.detach()))
     assert distance(x.float(), y.float()) == pytest.approx(distance(x, y), rel=1e-4)  # computed in double
@@ -194,13 +178,6 @@ def test_the_error_of_a_difference():
 # Precision and recall -------------------------------------------------------------------
 
 
-def test_precision_recall_by_hand():
-    """With k = 1 the real balls reach 1, 1, 2, 2; those of the drawn points 1.4, 1.4, 3.1, 9.1."""
-    reference, drawn = torch.tensor([[0, 1, 10, 12], [0.5, 1.9, 5, 14.1]])[:, :, None]
-    assert precision_recall(drawn, reference, k=1) == (0.5, 1.0)
-    assert precision_recall(drawn[:2], reference, k=1) == (1.0, 0.5)
-
-
 def test_precision_recall_against_the_definition():
     x, y, k = normal(40, 3, 0, scale=0.5), normal(50, 3, 1), 3
 
@@ -220,27 +197,14 @@ def test_precision_recall_against_the_definition():
 
 
 def test_pixel_distance_against_the_definition():
+    """Also for who compares many sets with the same reference, and gets its directions once."""
     torch.manual_seed(0)
     one, two = torch.rand(300, 3, 32, 32), 0.8 * torch.rand(400, 3, 32, 32) + 0.1
     pooled = [x.reshape(-1, 3, 16, 2, 16, 2).mean((3, 5)).flatten(1).double().numpy() for x in (one, two)]
-    values, vectors = np.linalg.eigh(np.cov(pooled[1].T))
-    a, b = (x @ vectors[:, ::-1][:, :64] for x in pooled)
-    values, vectors = np.linalg.eigh(np.cov(a.T))
-    root = vectors * np.sqrt(values) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ np.cov(b.T) @ root).clip(0)).sum()
-    spread = np.trace(np.cov(a.T)) + np.trace(np.cov(b.T)) - 2 * cross
-    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + spread
+    _, vectors = np.linalg.eigh(np.cov(pooled[1].T))
+    expected = frechet_distance(*(x @ vectors[:, ::-1][:, :64] for x in pooled))
     assert pixel_distance(one, two) == pytest.approx(expected, rel=1e-6)
-
-
-def test_the_reference_once():
-    """Who compares many sets with the same reference gets its directions once, and the same numbers."""
-    torch.manual_seed(0)
-    one, two, reference = torch.rand(3, 100, 3, 32, 32)
-    directions = main_directions(reference)
-    assert directions.shape == (64, 768) and coarse_pixels(one).shape == (100, 768)
-    for images in (one, two):
-        assert pixel_distance(images, reference, directions) == pixel_distance(images, reference)
+    assert pixel_distance(one, two, main_directions(two)) == pixel_distance(one, two)
 
 
 # What is refused ------------------------------------------------------------------------
@@ -418,10 +382,3 @@ def test_the_same_as_fid_and_kid_of_torchmetrics(features):
         n = min(len(x), len(y))
         mean, _ = torchmetrics_says(KernelInceptionDistance, x[:n], y[:n], subsets=1, subset_size=n)
         assert kernel_distance(x[:n], y[:n]) == pytest.approx(float(mean), rel=1e-6, abs=1e-9)
-
-
-def test_published():
-    rows = published("Ablation")
-    assert [row[0] for row in rows[:2]] == ["nothing", "the skips of the U-Net"]
-    assert {len(row) for row in rows} == {3}
-    assert {"Ablation (CPU)", "Training (CPU)"} <= results().keys()

@@ -12,11 +12,9 @@ from diffusion_course.samplers import (
     PURE_NOISE,
     Ancestral,
     DPMSolver,
-    angle,
     heun,
     karras_times,
     time_of,
-    velocity,
 )
 from diffusion_utils import (
     LARGE_MODEL,
@@ -24,7 +22,6 @@ from diffusion_utils import (
     ddim,
     denormalize,
     generate,
-    mix,
     predict,
     sample,
     schedule,
@@ -176,7 +173,8 @@ def test_karras_from_pure_noise():
     times = karras_times(9, math.inf, PURE_NOISE)
     assert 1 < times[0] < 1.02 and abs(times[-1]) < 1e-6
     assert float(sigmas(times)[0]) == pytest.approx(PURE_NOISE, rel=1e-2)
-    assert DiffusionConfig.from_pretrained(LARGE_MODEL).times == karras_times(20, math.inf, PURE_NOISE)
+    config = DiffusionConfig.from_pretrained(LARGE_MODEL)
+    assert config.times == karras_times(20, math.inf, PURE_NOISE) and config.steps == 20
 
 
 # With a model, and bad input --------------------------------------------------------------
@@ -207,12 +205,3 @@ def test_generate_takes_a_sampler():
 def test_says_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_mix_and_velocity_belong_together():
-    """The velocity is how `mix` changes with the angle."""
-    image, noise, small = start(), start(2) + 1, 1e-4
-    time = column(0.4).double()
-    per_time = angle(torch.tensor(1.0)) - angle(torch.tensor(0.0))
-    moved = (mix(image, noise, time + small) - mix(image, noise, time - small)) / (2 * small * per_time)
-    assert torch.allclose(moved, velocity(noise, image, time), atol=1e-4)
