@@ -417,6 +417,7 @@ class Training:
         self.finish()
 
     def take_step(self, batch):
+        self.diffusion.train()  # the body of your loop may have called eval()
         self.optimizer.zero_grad()
         loss = self.loss(batch)
         self.accelerator.backward(loss)  # in float16 it scales the loss first

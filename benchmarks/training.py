@@ -181,7 +181,8 @@ def compare(size):
         row = [name, spread(speeds, 1), f"{median / base:.2f}", f"{share:.0%}", f"{max(memories):.0f}"]
         rows.append(row + ([f"{2000 * 46 * 64 / median / 60:.1f}"] if CUDA else []))
     columns = ["images/s", "ratio", "of the peak", "memory, MB"] + (["full recipe, minutes"] if CUDA else [])
-    speeds = " and ".join(f"{peaks[bits] / 1e9:.0f} in {bits} bits" for bits in (32, 16))
+    bits_here = (32,) if sixteen_bits() is torch.float32 else (32, 16)
+    speeds = " and ".join(f"{peaks[bits] / 1e9:.0f} in {bits} bits" for bits in bits_here)
     note = (
         f"The peak, in billions of operations a second: {speeds}. An image takes {work / 1e9:.2f} billion. "
     )

@@ -31,7 +31,10 @@ class FacePipeline(DiffusionPipeline):
             words = self.words(prompt)
             if unknown := [word for word in words if word not in vocabulary]:
                 logger.warning(f"prompt: the model does not know these words: {', '.join(unknown)}")
-            for place, word in enumerate([word for word in words if word in vocabulary], 1):
+            known = [word for word in words if word in vocabulary]
+            if len(known) > length:
+                raise ValueError(f"prompt: {len(known)} words and commas; {length} are the most")
+            for place, word in enumerate(known, 1):
                 row[place] = 1 + vocabulary.index(word)
         return tokens.to(self.device)
 
