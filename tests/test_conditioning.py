@@ -130,10 +130,7 @@ def test_wrapped_models_draw_like_any_other():
     conditioned = Conditioned(diffusion, cap)
     rows = torch.cat((face_labels(), cap, face_labels()))
     models = {"any": diffusion, "cap": conditioned, "each": Conditioned(diffusion, rows)}
-    models |= {scale: Guided(conditioned, diffusion, scale) for scale in (0, 1)}
     drawn = {name: generate(model, 3, steps=4, seed=0) for name, model in models.items()}
-    assert torch.allclose(drawn[0], drawn["any"], atol=1e-5)
-    assert torch.allclose(drawn[1], drawn["cap"], atol=1e-5)
     assert not torch.allclose(drawn["cap"], drawn["any"], atol=1e-2)
     assert torch.allclose(drawn["each"][1], drawn["cap"][1], atol=1e-5)
     assert torch.allclose(drawn["each"][[0, 2]], drawn["any"][[0, 2]], atol=1e-5)

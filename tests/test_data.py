@@ -73,14 +73,6 @@ def test_a_folder_of_images(tmp_path):
     assert data[0, 1, -1, 0] > 0.9 and data[0, 1, 0, 0] < 0.1  # channel 1 is green, and grows downwards
 
 
-def test_photos_come_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    gradient().transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.jpg", exif=exif, quality=98)
-    expected = np.asarray(gradient()).transpose(2, 0, 1) / 255
-    assert np.abs(get_data(tmp_path)[0] - expected).mean() < 0.03
-
-
 @pytest.mark.parametrize("columns, mean", [
     (("mask", "image"), 1), (("image", "mask"), 1), (("face", "mask"), 0),
 ])  # fmt: skip
@@ -122,18 +114,6 @@ def test_get_data_says_what_is_missing(tmp_path, monkeypatch, source, options, s
 
 
 # get_loader -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_get_loader(channels):
-    data = torch.arange(10.0).view(10, 1, 1, 1).expand(-1, channels, 2, 2) / 10
-    loader = get_loader(data, batch_size=4, seed=0)
-    batches = list(loader)
-    assert len(loader) == len(batches) == 2 and all(batch.shape == (4, channels, 2, 2) for batch in batches)
-    first = torch.cat(batches)[:, 0, 0, 0]
-    assert len(first.unique()) == 8 and first.dtype == torch.float32
-    assert not torch.equal(first, torch.cat(list(loader))[:, 0, 0, 0])  # another order in the next epoch
-    assert torch.equal(first, torch.cat(list(get_loader(data, 4, seed=0)))[:, 0, 0, 0])
 
 
 @pytest.mark.parametrize("value, sentence", [

@@ -1,10 +1,11 @@
 """Lesson 14: students that draw in few steps."""
 
+import copy
 from functools import partial
 
 import pytest
 import torch
-from helpers import loader, tiny, train
+from helpers import loader, same, tiny, train
 
 from diffusion_course.distillation import (
     FEW_STEPS,
@@ -15,20 +16,6 @@ from diffusion_course.distillation import (
     half_steps,
 )
 from diffusion_utils import Diffusion, ddim, generate, mix, predict, schedule
-
-
-def test_one_step_to_the_aim_is_two_steps():
-    noise, image = torch.randn(2, 6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
-    teacher = tiny(predicts="v").double().eval()
-    predictor = partial(predict, teacher)
-    time, next_time = torch.full((6, 1, 1, 1), 0.8).double(), torch.full((6, 1, 1, 1), 0.4).double()
-    noisy = mix(image, noise, time)
-    aim = half_steps(predictor, noisy, time, next_time)
-    there, _ = ddim(predictor, noisy, time, (time + next_time) / 2)
-    end, _ = ddim(predictor, there, (time + next_time) / 2, next_time)
-    noise_rate, signal_rate = schedule(time)
-    step, _ = ddim(lambda *_: ((noisy - signal_rate * aim) / noise_rate, aim), noisy, time, next_time)
-    torch.testing.assert_close(step, end, atol=1e-5, rtol=0)
 
 
 def test_at_the_end_the_aim_is_the_last_guess():
@@ -55,21 +42,35 @@ def test_the_loss_asks_at_the_students_times_only(steps):
     assert torch.equal(before, teacher.norm.running_mean)
 
 
-def test_distill():
+@pytest.fixture(scope="module")
+def teacher():
+    """Whatever its students learn, it stays as it was."""
     teacher = tiny(predicts="v")
     train(teacher, loader(), epochs=25, lr=1e-2)
-    weights = {name: value.clone() for name, value in teacher.state_dict().items()}
+    before = copy.deepcopy(teacher.state_dict())
+    yield teacher
+    assert same(teacher, before) and teacher.config.steps == 20
+
+
+def off(model, teacher, steps):
+    """How far what the model draws in one step is from what the teacher draws in so many."""
+    noise = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    aim = generate(teacher, noise=noise, steps=steps)
+    return float((generate(model, noise=noise, steps=1) - aim).abs().mean())
+
+
+def test_distill(teacher):
     students = dict(distill(teacher, loader(), (2, 1), epochs=40, lr=5e-3))
-    assert list(students) == [2, 1] and not students[1].training and teacher.config.steps == 20
+    assert list(students) == [2, 1] and not students[1].training
     assert [student.config.steps for student in students.values()] == [2, 1]
-    for name, value in teacher.state_dict().items():
-        assert torch.equal(value, weights[name]), name  # left as it was
-    noise = torch.randn(64, 3, 8, 8)
-    aim = generate(teacher, noise=noise, steps=4)
-    off = [
-        float((generate(model, noise=noise, steps=1) - aim).abs().mean()) for model in (teacher, students[1])
-    ]
-    assert off[1] < 0.7 * off[0]
+    assert off(students[1], teacher, steps=4) < 0.7 * off(teacher, teacher, steps=4)
+
+
+def test_distill_consistency(teacher):
+    """The student draws in one step what its teacher draws in many."""
+    student = distill_consistency(teacher, loader(), (2, 4), epochs=40, lr=5e-3)
+    assert student.config.steps == 1 and not student.training
+    assert off(student, teacher, steps=20) < 0.7 * off(teacher, teacher, steps=20)
 
 
 def test_a_teacher_that_predicts_noise_is_refused():
@@ -101,21 +102,6 @@ def test_what_a_consistent_student_is_asked_for(pieces):
     loss.backward()
     assert student.unet.out.weight.grad.abs().sum() > 0
     assert all(weight.grad is None for model in (teacher, target) for weight in model.parameters())
-
-
-def test_distill_consistency():
-    """It draws in one step what its teacher draws in many, and leaves the teacher as it was."""
-    teacher = tiny(predicts="v")
-    train(teacher, loader(), epochs=25, lr=1e-2)
-    weights = {name: value.clone() for name, value in teacher.state_dict().items()}
-    student = distill_consistency(teacher, loader(), (2, 4), epochs=40, lr=5e-3)
-    assert student.config.steps == 1 and teacher.config.steps == 20 and not student.training
-    for name, value in teacher.state_dict().items():
-        assert torch.equal(value, weights[name]), name
-    noise = torch.randn(64, 3, 8, 8)
-    aim = generate(teacher, noise=noise, steps=20)
-    off = [float((generate(model, noise=noise, steps=1) - aim).abs().mean()) for model in (teacher, student)]
-    assert off[1] < 0.7 * off[0]
 
 
 @pytest.mark.parametrize("steps", FEW_STEPS)
