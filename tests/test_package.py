@@ -35,17 +35,11 @@ with torch.no_grad():
 """
 
 
-def run_in(folder, program, *arguments, **variables):
-    """Run a program in a folder, with nothing on its path but the libraries and what `variables` say."""
+def python(folder, *arguments, **variables):
+    """Run Python in a folder, with nothing on its path but the libraries and what `variables` say."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
-    command = [sys.executable, "-c", program, *map(str, arguments)]
+    command = [sys.executable, *map(str, arguments)]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-
-
-def pip(*arguments):
-    command = [sys.executable, "-m", "pip", *map(str, arguments), "--quiet", "--no-deps", "--no-index"]
-    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
 
 
@@ -55,11 +49,13 @@ def test_a_wheel_draws(tmp_path):
     shutil.copytree(ROOT / "diffusion_course", source / "diffusion_course")
     for name in ("pyproject.toml", "requirements.txt", "diffusion_utils.py"):
         shutil.copy(ROOT / name, source)
-    pip("wheel", source, "--no-build-isolation", "--wheel-dir", tmp_path)
-    pip("install", next(tmp_path.glob("diffusion_course-*.whl")), "--target", site)
+    alone = "--quiet", "--no-deps", "--no-index"
+    python(tmp_path, "-m", "pip", "wheel", source, *alone, "--no-build-isolation", "--wheel-dir", tmp_path)
+    wheel = next(tmp_path.glob("diffusion_course-*.whl"))
+    python(tmp_path, "-m", "pip", "install", wheel, *alone, "--target", site)
     diffusion = tiny()
     diffusion.save_pretrained(tmp_path / "model")
-    run_in(tmp_path, INSTALLED, site, PYTHONPATH=str(site))
+    python(tmp_path, "-c", INSTALLED, site, PYTHONPATH=str(site))
     expected = generate(diffusion, n=2, seed=0, sampler=DPMSolver())
     assert torch.allclose(torch.load(tmp_path / "drawn.pt"), expected, atol=1e-5)
 
@@ -67,7 +63,7 @@ def test_a_wheel_draws(tmp_path):
 def test_a_published_model_opens_without_the_course(tmp_path):
     diffusion = tiny()
     diffusion.save_pretrained(tmp_path / "model")
-    run_in(tmp_path, PUBLISHED, HF_MODULES_CACHE=str(tmp_path / "modules"))
+    python(tmp_path, "-c", PUBLISHED, HF_MODULES_CACHE=str(tmp_path / "modules"))
     with torch.no_grad():
         expected = diffusion.eval().predict_noise(torch.ones(1, 3, 8, 8), torch.full((1, 1, 1, 1), 0.5))
     assert torch.allclose(torch.load(tmp_path / "predicted.pt"), expected, atol=1e-5)
