@@ -22,53 +22,11 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 # Cells from a module --------------------------------------------------------------------
 
-MODULE = '''"""About it."""
-
-@decorated
-def double(x):
-    """Twice `x`. Lesson 01."""
-
-    def inner(y):
-        """Not taught."""
-        return y
-
-    return 2 * inner(x)
-
-
-class Thing(Base):
-    """A thing. Lesson 02."""
-
-    size = 3
-
-    def grow(self):
-        """Grow."""
-
-
-def _hidden():
-    """Lesson 01."""
-'''
-
-
-def texts():
-    """What sync.py makes of MODULE: {name: (lesson, text)}."""
-    parts = sync.public(MODULE).items()
-    return {name: (sync.number(part[0]), sync.without_docstrings(MODULE, *part)) for name, part in parts}
-
-
-def test_what_is_copied():
-    number, double = texts()["double"]
-    assert number == "01"
-    inner = "    def inner(y):\n        return y"
-    assert double == f"@decorated\ndef double(x):\n{inner}\n\n    return 2 * inner(x)"
-    number, thing = texts()["Thing"]
-    assert number == "02"
-    assert thing == 'class Thing(Base):\n    size = 3\n\n    def grow(self):\n        """Grow."""'
-    assert list(texts()) == ["double", "Thing"]
-
 
 def test_a_cell_gets_its_definition():
+    """What is copied is seen in the lessons; tests/test_lessons.py compares them."""
     cell = "x = 1\n\n\n@old\ndef double(x): ...\n\n\ndef other():\n    pass\n\n\nprint(double(x))"
-    text = texts()["double"][1]
+    text = "@decorated\ndef double(x):\n    return 2 * x"
     new = sync.synced(cell, {"double": text})
     assert new == f"x = 1\n\n\n{text}\n\n\ndef other():\n    pass\n\n\nprint(double(x))"
     assert sync.synced(new, {"double": text}) == new
