@@ -70,7 +70,7 @@ def visit(browser, address):
 
 
 def draw(page, strokes):
-    """Draw with the mouse, each stroke a list of places in pixels of the plane; wait until the noise flows."""
+    """Draw with the mouse, each stroke a list of places in pixels of the plane; wait until the link holds them."""
     box = page.locator("#plane").bounding_box()
     for stroke in strokes:
         for i, (x, y) in enumerate(stroke):
@@ -317,6 +317,16 @@ def test_drawing_with_mouse_and_keys(visit):
     middle = (places.max(dim=0).values + places.min(dim=0).values) / 2
     radii = (places - middle).norm(dim=1)
     assert radii[:100].std() < 0.02 and (radii < 0.9 * radii[0]).sum() > 4  # the circle first, then the eyes
+    page.check("[value=spiral]")
+    box = page.locator("#plane").bounding_box()
+    page.mouse.move(box["x"] + 3, box["y"] + 90)
+    page.mouse.down()
+    page.mouse.move(box["x"] - 30, box["y"] + 90)  # released outside, so nothing is drawn
+    page.mouse.up()
+    page.mouse.move(box["x"] + 90, box["y"] + 90)
+    assert page.evaluate(SETTINGS)[0] == "spiral"
+    draw(page, [[(60, 60), (90, 60)]])
+    assert page.evaluate("location.hash").count(".") == len(FACE)  # the drawing has one stroke more
     page.click("#clear")
     page.wait_for_function("document.getElementById('status').textContent.startsWith('Draw with')")
     assert page.evaluate("showFlow(0).points") == []
@@ -325,6 +335,22 @@ def test_drawing_with_mouse_and_keys(visit):
         page.keyboard.press(key)
     places = torch.tensor(page.evaluate("showFlow(0).points")).view(-1, 2)
     assert (places - torch.tensor([[0.1, 0.0], [-0.4, 0.1]])).abs().max() < 0.01
+
+
+@needs_a_browser
+def test_a_drawing_that_is_too_much(visit):
+    """Points spread over all strokes, and a stroke that the link cannot hold is left out, in words."""
+    dots = ".".join(["AAAA", *(799 * ["ffff"]), "zzzz"])
+    places = visit(f"#strokes={dots}").evaluate("showFlow(0).points")
+    assert len(places) == 600 and places[0] < -4 and -1 < places[2] and 3 < places[-2]
+    page = visit("#strokes=" + 3999 * "AAzz")
+    before = page.evaluate("location.hash")
+    page.focus("#plane")
+    page.keyboard.press("Space")
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('The drawing is full')")
+    assert page.evaluate("location.hash").startswith(before)
+    page = visit("#strokes=AAAA..AAAA")
+    page.wait_for_function("document.getElementById('status').textContent.includes('damaged')")
 
 
 @needs_a_browser

@@ -40,6 +40,14 @@ def test_ways_through_the_lessons(site, pages):
         assert 'class="md-nav md-nav--secondary"' in text and "#on-your-own" in text  # the table of contents
 
 
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "course").mkdir()
+    (tmp_path / "course" / "notes.txt").touch()
+    with pytest.raises(SystemExit, match="was not made here"):
+        make_site.make(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["course", "notes.txt"]
+
+
 def test_search(site):
     found = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
     places = {entry["location"].split("#")[0] for entry in found}

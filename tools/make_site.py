@@ -181,6 +181,10 @@ def course(site):
 
 def make(site):
     check_packages()
+    lessons = site / "course"  # the generator empties it
+    made_here = (lessons / "search" / "search_index.json").exists()
+    if lessons.exists() and any(lessons.iterdir()) and not made_here:
+        raise SystemExit(f"{lessons} would be emptied, and was not made here: remove it, or name another one")
     live_page(site)
     course(site)
 

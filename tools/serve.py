@@ -39,7 +39,13 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1]) if sys.argv[1:] else ROOT / "site"
     if not (folder / "index.html").is_file():
         raise SystemExit(f"There is no page in {folder}; run make site first.")
-    with server(folder, int(sys.argv[2]) if sys.argv[2:] else 8000) as running:
+    port = sys.argv[2] if sys.argv[2:] else "8000"
+    try:
+        bound = server(folder, int(port))
+    except (OSError, ValueError, OverflowError) as error:
+        sentence = f"There is no serving at port {port} ({error}); name another one after the folder."
+        raise SystemExit(sentence) from None
+    with bound as running:
         print(f"http://127.0.0.1:{running.server_port}/  (Ctrl-C ends it)", flush=True)
         try:
             running.serve_forever()

@@ -142,12 +142,18 @@ function along(stroke, gap) {
   });
 }
 
-// The points of all strokes, as near to each other as POINTS points allow, but not nearer than 0.05.
+// The points of all strokes, as near to each other as POINTS points allow, but not nearer than 0.05. Of more strokes than
+// points every so many get one, the first and the last among them.
 export function pointsAlong(strokes) {
+  if (strokes.length > POINTS) {
+    const begins = Array.from({ length: POINTS }, (_, i) => {
+      return strokes[Math.round((i * (strokes.length - 1)) / (POINTS - 1))][0];
+    });
+    return Float32Array.from(begins.flat());
+  }
   for (let gap = 0.05; ; gap *= 1.03) {
     const places = strokes.flatMap((stroke) => along(stroke, gap));
     if (places.length <= POINTS) return Float32Array.from(places.flat());
-    if (gap > 100) return Float32Array.from(places.slice(0, POINTS).flat()); // more strokes than points
   }
 }
 

@@ -26,10 +26,12 @@ let followed = -1; // the number of the dot that is looked at; -1 for none
 let strokes = []; // of the reader's own drawing
 let stroke = null; // the one under the pen
 let pen = null; // where the pen of the keyboard is
+let touched = null; // where the pointer went down: the event and the place
 let waiting = 0; // the timer between the last stroke and the flow
 let view = { width: 1, height: 1, scale: 1, spacing: 1, grid: new Float32Array(0) };
 let colours = {};
 let notice = ""; // what the page has to say for a moment, in place of its line on the flow
+let noticed = 0; // the timer that ends it
 
 const whole = (id) => Number(at(id).value);
 const chosen = (name) => document.querySelector(`input[name=${name}]:checked`).value;
@@ -38,6 +40,17 @@ const timeAt = (share) => 1 + share * (LAST - 1);
 const say = (sentence) => {
   if (at("status").textContent !== sentence) at("status").textContent = sentence; // what is the same is not read again
 };
+
+// Say `sentence` for a few seconds.
+function tell(sentence) {
+  notice = sentence;
+  clearTimeout(noticed);
+  noticed = setTimeout(() => {
+    notice = "";
+    refresh();
+  }, 4000);
+  refresh();
+}
 
 // The drawing --------------------------------------------------------------------------------------------------
 
@@ -68,10 +81,10 @@ function setPoints(next) {
   setFilm();
 }
 
-// What the choice of a drawing brings with it.
+// What the choice of a drawing brings with it; a pen that is down is lifted.
 function takeDrawing() {
   clearTimeout(waiting);
-  waiting = 0;
+  [waiting, stroke, touched] = [0, null, null];
   const drawing = chosen("drawing");
   at("word-field").hidden = drawing !== "word";
   at("clear").hidden = drawing !== "own";
@@ -442,12 +455,15 @@ function placeOf(event) {
 
 // Add a stroke to the reader's drawing; it is kept as the link holds it, so that a friend sees the same.
 function addStroke(next) {
-  strokes = decoded(encoded([...strokes, simplified(next)])) ?? strokes;
+  const held = decoded(encoded([...strokes, simplified(next)]));
+  if (!held) tell("The drawing is full: a link can hold no more.");
+  else if (held.length > POINTS) tell(`More than ${POINTS} strokes: not every one of them gets a point.`);
+  strokes = held ?? strokes;
   stroke = null;
+  writeLink();
   clearTimeout(waiting);
   waiting = setTimeout(() => {
     waiting = 0;
-    writeLink();
     play(0);
   }, 1100);
   setPoints(pointsAlong(strokes));
@@ -458,14 +474,6 @@ function choose(name, value) {
   document.querySelector(`input[name=${name}][value=${value}]`).checked = true;
 }
 
-function beginOwn() {
-  strokes = [];
-  choose("drawing", "own");
-  takeDrawing();
-}
-
-let touched = null; // where the pointer went down: the event and the place
-
 function pointerDown(event) {
   if (event.button !== 0 || !event.isPrimary) return;
   touched = { event, place: placeOf(event) };
@@ -474,14 +482,17 @@ function pointerDown(event) {
 
 function pointerMove(event) {
   if (!touched || event.pointerId !== touched.event.pointerId) return;
+  if (!stroke && event.buttons === 0) touched = null; // released elsewhere
+  if (!touched) return;
   const moved = Math.hypot(event.clientX - touched.event.clientX, event.clientY - touched.event.clientY);
   if (!stroke) {
     if (moved < 6 || (event.pointerType === "touch" && chosen("drawing") !== "own")) return; // touch scrolls
-    if (chosen("drawing") !== "own") beginOwn();
+    const begun = touched;
+    choose("drawing", "own");
+    takeDrawing(); // what was drawn before stays
     plane.setPointerCapture(event.pointerId);
-    clearTimeout(waiting);
     playing = false;
-    stroke = [touched.place];
+    [touched, stroke] = [begun, [begun.place]];
   }
   for (const part of event.getCoalescedEvents?.() ?? [event]) stroke.push(placeOf(part));
   stroke.push(placeOf(event));
@@ -531,9 +542,9 @@ function showSettings() {
 function writeLink() {
   const drawing = chosen("drawing");
   const settings = new URLSearchParams();
-  if (drawing === "own") settings.set("strokes", encoded(strokes));
+  if (drawing === "own" && strokes.length) settings.set("strokes", encoded(strokes));
   else if (drawing === "word") settings.set("word", at("word").value);
-  else settings.set("drawing", drawing);
+  else if (drawing !== "own") settings.set("drawing", drawing);
   settings.set("sampler", chosen("sampler"));
   for (const id of ["steps", "seed"]) settings.set(id, at(id).value);
   history.replaceState(null, "", `#${settings}`);
@@ -552,25 +563,22 @@ function takeLink() {
   } else if (Object.hasOwn(shapes, settings.get("drawing"))) choose("drawing", settings.get("drawing"));
   if (["ddim", "ddpm"].includes(settings.get("sampler"))) choose("sampler", settings.get("sampler"));
   for (const id of ["steps", "seed"]) {
-    if (settings.get(id)?.trim() && isFinite(settings.get(id))) at(id).value = settings.get(id);
+    if (/^-?\d+(\.\d+)?$/.test(settings.get(id))) at(id).value = settings.get(id);
   }
+  if (settings.has("strokes") && !drawn) tell("The drawing in this link is damaged or too long.");
   showSettings();
   takeDrawing();
 }
 
 async function copyLink() {
   writeLink();
+  if (!predict) return tell("Nothing is drawn yet.");
   try {
     await navigator.clipboard.writeText(location.href);
-    notice = "The link is copied: whoever opens it sees this drawing and this flow.";
+    tell("The link is copied: whoever opens it sees this drawing and this flow.");
   } catch {
-    notice = "This browser does not let a page copy. The link is in its address bar.";
+    tell("This browser does not let a page copy. The link is in its address bar.");
   }
-  refresh();
-  setTimeout(() => {
-    notice = "";
-    refresh();
-  }, 4000);
 }
 
 function togglePlay() {
@@ -623,9 +631,10 @@ function start() {
   }
   at("word").addEventListener("input", takeDrawing);
   at("word").addEventListener("input", () => play(0));
-  at("word").addEventListener("change", writeLink);
+  at("word").addEventListener("input", writeLink);
   at("clear").addEventListener("click", () => {
-    beginOwn();
+    strokes = [];
+    takeDrawing();
     goTo(0);
   });
   at("play").addEventListener("click", togglePlay);
