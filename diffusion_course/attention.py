@@ -33,7 +33,7 @@ def prompt_tokens(prompt, vocabulary):
     left out, and so are words that `vocabulary` does not have, with a warning that names them. Of an empty
     prompt nothing but the start token is left. Raises ValueError for a prompt that is too long.
     """
-    words = re.findall(r"[a-z0-9'-]+|,", prompt.lower())
+    words = re.findall(r"[\w'-]+|,", prompt.lower())
     unknown = [word for word in dict.fromkeys(words) if word not in vocabulary]
     if unknown:
         warnings.warn(f"prompt: the model does not know these words: {', '.join(unknown)}", stacklevel=3)

@@ -29,11 +29,13 @@ def toy_points(name="spiral", n=1000, seed=0):
         cloud = torch.multinomial(torch.tensor([0.1, 0.15, 0.2, 0.25, 0.3]), n, True, generator=generator)
         middle = 2 * math.pi * cloud / 5
         points = 0.75 * torch.stack((middle.sin(), middle.cos()), dim=1)
-    else:
+    elif name == "smiley":
         mouth = 0.55 * torch.stack(((math.pi * turn).cos(), -(math.pi * turn).sin()), dim=1)
         eye = torch.tensor([0.35, 0.35]) * torch.stack((turn.sub(0.5).sign(), torch.ones(n)), dim=1)
         part = torch.multinomial(torch.tensor([0.6, 0.25, 0.15]), n, True, generator=generator)
         points = torch.stack((0.9 * circle, mouth, eye))[part, torch.arange(n)]
+    else:
+        raise ValueError(f"name: 'spiral', 'smiley' or 'clouds', not {name!r}")
     points = points + 0.04 * torch.randn(n, 2, generator=generator)
     return (0.5 + 0.45 * points).clip(0, 1).view(n, 2, 1, 1)
 
@@ -77,8 +79,10 @@ class PointDiffusion(Diffusion):
     It sees the point, its sines and cosines at three frequencies, and the logarithm of sigma.
     """
 
-    def __init__(self, predicts="v", width=64):
-        super().__init__(DiffusionConfig(1, [2], channels=2, predicts=predicts, steps=40, times=[1.0, LAST]))
+    def __init__(self, config=None, predicts="v", width=64):
+        settings = dict(channels=2, predicts=predicts, width=width, steps=40, times=[1.0, LAST])
+        super().__init__(config or DiffusionConfig(1, [2], **settings))
+        width = self.config.width
         self.unet = nn.Sequential(  # on one pixel, a convolution is a layer of a plain network
             nn.Conv2d(15, width, kernel_size=1),
             nn.SiLU(),

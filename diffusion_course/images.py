@@ -69,7 +69,8 @@ def can_open(path):
 def of_split(files, split):
     """Those of `files` that belong to `split`. Lesson 10.
 
-    Where all lie in folders called train, test and so on, these are the splits; else all are "train".
+    Where all lie in folders called train, test and so on, these are the splits; else all are "train", also
+    those in folders of splits one level down, such as cats/test.
     """
     root = os.path.commonpath([path.parent for path in files])
     parts = [path.relative_to(root).parts[0].lower() for path in files]
@@ -118,6 +119,8 @@ def open_table(source, split="train"):
         sentence = f"source: {len(others)} files beside its tables are left out, such as {others[0]!r}"
         warnings.warn(sentence, stacklevel=4)
     builder.download_and_prepare()
+    if not builder.info.splits.total_num_examples:
+        raise ValueError("source: its tables are empty; name the folder of the images, or a list of files")
     return builder.as_dataset(split)
 
 
@@ -126,7 +129,8 @@ def find_images(source, split="train"):
 
     `source`: a folder, a zip file, one file, a list of files, or what `open_images` takes; a hub id is
     downloaded. A folder is listed, and nothing is guessed from names but splits (see `of_split`). What Pillow
-    does not open is counted in one warning. Raises ValueError where there is no image, or no such split.
+    does not open is counted in one warning. Raises ValueError where there is no image, or no such split, and
+    BadZipFile where a single file in a zip file is broken.
     """
     if isinstance(source, datasets.Dataset):
         return source
@@ -318,7 +322,8 @@ def copies(drawn, known):
 
     Returns `(copied, places)`: N truth values, and the place in `known` of the nearest image, which may be mirrored.
     It counts as a copy's original if it is less than a third as far as the second nearest. Distances are those of images
-    averaged down to 16×16, so that single pixels do not matter.
+    averaged down to 16×16, so that single pixels do not matter. An image that is in `known` twice hides its copies: leave
+    doubles out.
     """
     here, there = (
         torch.nn.functional.adaptive_avg_pool2d(torch.as_tensor(images).cpu(), 16)

@@ -134,11 +134,11 @@ def encode(autoencoder, images, batch_size=100):
 
 @torch.no_grad()
 def decode(autoencoder, latents, batch_size=100):
-    """The images of many latents, (N, 3, S, S) in [0, 1], on the CPU. Lesson 17."""
+    """The images of many latents, (N, 3, S, S) in [0, 1], float32 on the CPU, also of a network in 16 bits. Lesson 17."""
     autoencoder.eval()
-    device = next(autoencoder.parameters()).device
+    weight = next(autoencoder.parameters())
     parts = latents.split(batch_size)
-    return torch.cat([autoencoder.decode(part.to(device)).clip(0, 1).cpu() for part in parts])
+    return torch.cat([autoencoder.decode(part.to(weight)).clip(0, 1).float().cpu() for part in parts])
 
 
 # Network --------------------------------------------------------------------------------

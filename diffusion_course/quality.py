@@ -246,6 +246,8 @@ def group_distances(features, reference, groups=8):
     """
     x, y = feature_pair(features, reference)
     size = len(x) // groups
+    if size < 2:
+        raise ValueError(f"features: {len(x)} images are too few for {groups} groups of 2 or more")
     parts = x[: groups * size].split(size)
     return [float(kernel_within(part) - 2 * polynomial_kernel(part, y).mean()) for part in parts]
 
@@ -266,6 +268,8 @@ def paired_difference(features, others, reference, groups=8):
     Row i of both, (N, D), must come from the same starting noise. What the noise does to both
     drops out of the difference, group by group, so its error is smaller than either error bar.
     """
+    if len(features) != len(others):
+        raise ValueError(f"features: {len(features)} rows, but {len(others)} in others; they must be pairs")
     gaps = np.subtract(*(group_distances(part, reference, groups) for part in (features, others)))
     return float(gaps.mean()), float(gaps.std(ddof=1) / groups**0.5)
 

@@ -20,8 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from diffusion_course import attention, latents
-from diffusion_course.samplers import time_of
+from diffusion_course import attention, latents, samplers
 from diffusion_utils import ROOT, ddim, denormalize, sample, schedule, starting_noise
 
 PIPELINE = ROOT / "pretrained" / "face_pipeline"  # what save_pipeline copies
@@ -66,22 +65,27 @@ PARTS = {
 
 
 def save_pipeline(model, folder):
-    """Write a TextToImage as a folder that DiffusionPipeline of diffusers opens, without this course. Lesson 19."""
+    """Write a TextToImage as a folder that DiffusionPipeline of diffusers opens, without this course. Lesson 19.
+
+    Raises RuntimeError where its U-Net is not that of lesson 17, or has LoRA in it: call `merge_lora` first. Raises
+    FileExistsError where there is such a folder, unless an earlier call has written it.
+    """
     folder, vocabulary = Path(folder), model.config.vocabulary
-    shutil.copytree(PIPELINE, folder, dirs_exist_ok=True)
+    # raises where what is written below could not be opened
+    latents.AttentionUNet(model.config.widths).load_state_dict(model.unet.state_dict())
+    shutil.copytree(PIPELINE, folder, dirs_exist_ok=(folder / "unet" / "face_unet.py").exists())
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"vocabulary": " ".join(vocabulary), "wordings": dict(model.config.wordings)}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     options = [{"widths": model.config.widths}, {"count": len(vocabulary) + 2}, {}]
-    for name, module, arguments in zip(PARTS, (model.unet, model.encoder, model.autoencoder), options):
+    for name, part, arguments in zip(PARTS, (model.unet, model.encoder, model.autoencoder), options):
         (folder / name).mkdir(exist_ok=True)
         base = PARTS[name][-1].__name__
         wrapper = f"class Face{base}({base}, ModelMixin, ConfigMixin):\n    __init__ = register_to_config({base}.__init__)\n"
         sources = [(folder / "head.txt").read_text(), *map(inspect.getsource, PARTS[name]), wrapper]
         (folder / name / f"face_{name}.py").write_text("\n\n".join(sources), encoding="utf-8")
         (folder / name / "config.json").write_text(json.dumps(arguments))
-        weights = folder / name / "diffusion_pytorch_model.safetensors"
-        save_file(module.state_dict(), weights, {"format": "pt"})
+        save_file(part.state_dict(), folder / name / "diffusion_pytorch_model.safetensors", {"format": "pt"})
 
 
 @torch.no_grad()
@@ -105,7 +109,7 @@ def draw_for(pipeline, prompt, noise, steps=20, sampler=ddim, negative_prompt=""
         return output, (noisy - noise_rate * output) / signal_rate
 
     places = np.linspace(len(sigmas) - 1, 0, steps + 1)
-    times = [time_of(sigma) for sigma in np.interp(places, range(len(sigmas)), sigmas)]
+    times = [samplers.time_of(sigma) for sigma in np.interp(places, range(len(sigmas)), sigmas)]
     *_, (_, latent) = sample(predict, noise, times, sampler)
     image = pipeline.vae.decode(latent.to(text.dtype) / pipeline.vae.config.scaling_factor).sample.float()
     return (image / 2 + 0.5).clip(0, 1)
@@ -115,12 +119,15 @@ def draw_for(pipeline, prompt, noise, steps=20, sampler=ddim, negative_prompt=""
 
 
 def add_word(model, word):
-    """Add a word to the vocabulary of a TextToImage; its vector is random, but always the same. Lesson 19."""
+    """Add a word to the vocabulary of a TextToImage; its vector is random, but always the same. Lesson 19.
+
+    Raises ValueError for one that no prompt could hold, or that is read as another one.
+    """
     count, old = len(model.config.vocabulary), model.encoder.embedding.weight
-    vector = (
-        torch.randn(1, old.shape[1], generator=torch.Generator().manual_seed(count)) * old[1:].std().item()
-    )
-    weight = torch.cat((old[: count + 1], vector.to(old), old[count + 1 :]))  # start tokens stay the last
+    if attention.tokens(word, [*model.config.vocabulary, word], model.config.wordings)[0, 1] != count + 1:
+        raise ValueError(f"word: {word!r} would not be read; take a new one, in small letters")
+    row = torch.randn(1, old.shape[1], generator=torch.Generator().manual_seed(count)) * old[1:].std().item()
+    weight = torch.cat((old[: count + 1], row.to(old), old[count + 1 :]))  # start tokens stay the last
     model.encoder.embedding = nn.Embedding.from_pretrained(weight.detach(), padding_idx=0)
     model.config.vocabulary = [*model.config.vocabulary, word]
 
@@ -180,8 +187,13 @@ def merge_lora(module):
 
 
 def save_learned(model, path):
-    """Save the weights of `model` that learn, in 16 bits; `load_state_dict(…, strict=False)` takes them. Lesson 19."""
+    """Save the weights of `model` that learn, in 16 bits; `load_state_dict(…, strict=False)` takes them. Lesson 19.
+
+    `merge_lora` leaves none of those of `add_lora`. Raises ValueError where no weight learns.
+    """
     weights = {name: weight.half() for name, weight in model.named_parameters() if weight.requires_grad}
+    if not weights:
+        raise ValueError("model: none of its weights learns; save them before merge_lora")
     save_file(weights, path)
 
 
@@ -244,6 +256,5 @@ def roughen(lines):
 
 def control_loss(model, batch):
     """`tuning_loss` for latents, tokens and lines (N, 1, S, S), which are made rough. Lesson 19."""
-    latents, tokens, lines = batch
-    set_control(model, roughen(lines))
-    return tuning_loss(model, (latents, tokens))
+    set_control(model, roughen(batch[2]))
+    return tuning_loss(model, batch[:2])  # latents and tokens

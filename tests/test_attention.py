@@ -97,6 +97,9 @@ def test_unknown_words_and_too_many():
     with pytest.warns(UserWarning, match="does not know these words: zebra, moon$"):
         read = tokens("a zebra + a red zebra hat & a moon", VOCABULARY)
     assert torch.equal(read, tokens("a a red hat a", VOCABULARY))
+    with pytest.warns(UserWarning, match="does not know these words: Красная, 帽子, casquet_té, 9$".lower()):
+        read = tokens("Красная red 帽子, casquet_té 9", VOCABULARY)
+    assert torch.equal(read, tokens("red,", VOCABULARY))
     with pytest.raises(ValueError, match="49 words and commas; 48 are the most"):
         tokens("hat " * 49, VOCABULARY)
 

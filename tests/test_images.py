@@ -183,6 +183,16 @@ def test_what_a_table_has_beside_it(tmp_path, tables, images, rows, words):
     assert found_with(words, tmp_path) == rows
 
 
+def test_tables_without_images(tmp_path):
+    """As img2dataset writes them: `datasets` takes the notes of the images for tables."""
+    table(tmp_path / "00000.parquet", "red")
+    save(tmp_path, "00000/0.png")
+    for number in range(3):
+        (tmp_path / "00000" / f"{number}.json").write_text("{}")
+    with pytest.raises(ValueError, match="source: its tables are empty; name the folder of the images"):
+        found_with("2 files beside its tables are left out", tmp_path)
+
+
 def test_a_hub_that_is_not_reached(tmp_path, monkeypatch):
     def unreached(*arguments, **options):
         raise ConnectionError("Couldn't reach 'me/faces' on the Hub")

@@ -126,6 +126,7 @@ def test_many_images():
     decoded = decode(autoencoder, 3 * latents, batch_size=2)
     torch.testing.assert_close(decoded, autoencoder.decode(3 * latents).clip(0, 1))
     assert 0 <= decoded.min() and decoded.max() <= 1
+    torch.testing.assert_close(decode(autoencoder.bfloat16(), 3 * latents), decoded, atol=0.05, rtol=0)
 
 
 # Diffusion of latents -------------------------------------------------------------------

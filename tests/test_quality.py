@@ -173,6 +173,10 @@ def test_the_error_of_a_difference():
     assert paired_difference(x, x, y) == (0, 0)
     whole = [kernel_distance(part, y) for part in x.split(50)]
     assert np.ptp(np.subtract(whole, group_distances(x, y))) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="features: 399 rows, but 400 in others"):
+        paired_difference(worse[1:], x, y)
+    with pytest.raises(ValueError, match="features: 15 images are too few for 8 groups"):
+        error_bar(x[:15], y)
 
 
 # Precision and recall -------------------------------------------------------------------

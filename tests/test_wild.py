@@ -112,9 +112,15 @@ pipeline.set_progress_bar_config(disable=True)
 options = dict(negative_prompt="blue", num_images_per_prompt=2, num_inference_steps=3, guidance_scale=3)
 noise = torch.randn((2, 4, 16, 16), generator=torch.Generator().manual_seed(0))
 torch.save(pipeline("A crimson cap", latents=noise, output_type="pt", **options), result)
-drawn = [pipeline(prompt, latents=noise, output_type="pt", **options) for prompt in ("red cap", "red teapot cap")]
-assert torch.equal(*drawn)  # and a line on stderr that names the teapot
+drawn = [pipeline(prompt, latents=noise, output_type="pt", **options) for prompt in ("red cap", "red teapot шапка cap")]
+assert torch.equal(*drawn)  # and a line on stderr that names what it does not know
 assert pipeline("red cap", **options)[1].size == (64, 64)
+try:
+    pipeline("cap " * 49)
+except ValueError as error:
+    assert "49 words and commas; 48 are the most" in str(error)
+else:
+    raise AssertionError("it reads a prompt that is too long")
 assert not [name for name in sys.modules if name.startswith(("diffusion_course", "diffusion_utils"))]
 """
 
@@ -126,15 +132,36 @@ def test_a_pipeline_opens_without_the_course(tmp_path):
     save_pipeline(model, tmp_path / "faces")
     save_pipeline(model, tmp_path / "faces")  # again, over the old one
     files = [str(tmp_path / "faces"), str(tmp_path / "images.pt")]
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
-    command = [sys.executable, "-c", OPEN, *files]
-    run = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
-    assert "does not know these words: teapot" in run.stderr
+    environment = {
+        **os.environ,
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "PYTHONPATH": "",
+        "PYTHONUTF8": "1",
+    }
+    options = dict(cwd=tmp_path, env=environment, check=True, capture_output=True, encoding="utf-8")
+    run = subprocess.run([sys.executable, "-c", OPEN, *files], **options)
+    assert "does not know these words: teapot, шапка" in run.stderr
     options = dict(negative_prompt="blue", steps=line_times(3), guidance_scale=3, guidance_interval=(-1, 2))
     ours = text_to_image(model, "a crimson cap", n=2, seed=0, **options)
     torch.testing.assert_close(torch.load(tmp_path / "images.pt"), ours, atol=2e-3, rtol=0)
     head = (tmp_path / "faces" / "head.txt").read_text()
     assert f"LENGTH, SCALE = {attention.LENGTH}, {latents.SCALE}" in head
+
+
+def test_a_pipeline_goes_over_nothing_else(tmp_path):
+    (tmp_path / "README.md").write_text("my own")
+    with pytest.raises(FileExistsError):
+        save_pipeline(small_model(), tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my own"
+
+
+@pytest.mark.parametrize("change", [add_lora, add_control])
+def test_no_pipeline_of_another_network(tmp_path, change):
+    model = small_model()
+    change(model.unet)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        save_pipeline(model, tmp_path / "faces")
+    assert not (tmp_path / "faces").exists()
 
 
 def tiny_pipeline(prediction_type):
@@ -201,6 +228,16 @@ def test_a_new_word_changes_nothing_else():
     assert not model.encoder.embedding.weight.requires_grad
 
 
+@pytest.mark.parametrize("word", ["red", "olive", "Zuzu", "my dog", "zuzu!", ""])
+@pytest.mark.filterwarnings("ignore:prompt. the model does not know")
+def test_a_word_that_would_not_be_read(word):
+    model = small_model()
+    model.config.wordings = [["olive", "blue"]]
+    with pytest.raises(ValueError, match=f"word: '{word}' would not be read"):
+        add_word(model, word)
+    assert model.config.vocabulary == WORDS
+
+
 @pytest.mark.parametrize(
     "layer, shape",
     [
@@ -247,6 +284,13 @@ def test_a_whole_network_with_lora(tmp_path):
     merge_lora(model.unet)
     assert not any(isinstance(module, LoRA) for module in model.modules())
     torch.testing.assert_close(output(model), changed, atol=1e-4, rtol=1e-4)
+
+
+def test_nothing_learned_goes_over_no_file(tmp_path):
+    (tmp_path / "lora.safetensors").write_text("an older one")
+    with pytest.raises(ValueError, match="none of its weights learns"):
+        save_learned(small_model().requires_grad_(False), tmp_path / "lora.safetensors")
+    assert (tmp_path / "lora.safetensors").read_text() == "an older one"
 
 
 def test_tuning_leaves_the_statistics_of_latents():

@@ -21,7 +21,7 @@ class FacePipeline(DiffusionPipeline):
         prompt = prompt.lower()
         for phrase, words in self.config.wordings.items():
             prompt = re.sub(rf"\b{phrase}\b", words, prompt)
-        return re.findall(r"[a-z0-9'-]+|,", prompt)
+        return re.findall(r"[\w'-]+|,", prompt)
 
     def tokenize(self, prompts, length=48):
         vocabulary = self.config.vocabulary.split()
