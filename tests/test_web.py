@@ -142,6 +142,9 @@ def test_the_same_face_from_a_prompt(page, folder):
     page.fill("#prompt", "a zebra")
     page.keyboard.press("Enter")
     page.wait_for_function(f"{STATUS}.endsWith('It does not know: zebra.')")
+    page.fill("#prompt", "улыбка")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"{STATUS}.endsWith('The network has read: nothing. It does not know: улыбка.')")
     page.fill("#prompt", "A woman in a cap")
     page.keyboard.press("Enter")
     page.wait_for_function(f"{STATUS}.endsWith('The network has read: a person wearing a cap.')")
@@ -303,11 +306,26 @@ def test_new_face_tries_again(fresh, address, way):
     fresh.goto(address)
     says(fresh, sentence)
     fresh.wait_for_timeout(300)
-    assert not fresh.is_visible("#progress") or way == "a page for all"
+    assert not fresh.is_visible("#progress")
     fresh.unroute(f"**/{files}")
     fresh.click("#new-face")
     fresh.wait_for_function(DRAWN)
     assert not fresh.is_visible("#progress")
+
+
+@needs_a_browser
+def test_a_network_that_is_not_wanted_any_more_fails_in_silence(fresh, address):
+    held = []
+    fresh.route(f"**/{TOY_MODEL.name}.onnx", lambda route: held.append(route))
+    fresh.goto(f"{address}#model={TOY_MODEL.name}&kind=webgpu")  # there is no graphics card
+    while not held:
+        fresh.wait_for_timeout(50)
+    fresh.evaluate(f"location.hash = 'model={FEW_STEPS[1].name}&kind=webgpu'")
+    fresh.wait_for_function(DRAWN)
+    assert value(fresh, "kind") == "wasm" and value(fresh, "steps") == "1"
+    held[0].fulfill(status=404)
+    fresh.wait_for_timeout(300)
+    assert fresh.evaluate(DRAWN)
 
 
 @needs_a_browser

@@ -37,16 +37,21 @@ export function guide(conditional, unconditional, guidanceScale) {
   };
 }
 
+const LETTER = "[\\p{L}\\p{N}_]"; // of any script
+const EDGE = `(?:(?<!${LETTER})(?=${LETTER})|(?<=${LETTER})(?!${LETTER}))`; // of a word: what Python calls \b
+
 // A prompt in words of the vocabulary: `wordings` is [[phrase, words], …]. Lesson 16.
 function reworded(prompt, wordings) {
   let text = prompt.toLowerCase();
-  for (const [phrase, words] of wordings) text = text.replace(new RegExp(`\\b${phrase}\\b`, "g"), words);
+  for (const [phrase, words] of wordings) {
+    text = text.replace(new RegExp(`${EDGE}${phrase}${EDGE}`, "gu"), words);
+  }
   return text.trim();
 }
 
 // The words and commas of a prompt that the vocabulary has, and the words that it does not have. Lesson 16.
 export function wordsOf(prompt, vocabulary, wordings = []) {
-  const words = reworded(prompt, wordings).match(/[a-z0-9'-]+|,/g) ?? [];
+  const words = reworded(prompt, wordings).match(/[\p{L}\p{N}_'-]+|,/gu) ?? [];
   const unknown = [...new Set(words.filter((word) => !vocabulary.includes(word)))];
   return [words.filter((word) => vocabulary.includes(word)), unknown];
 }

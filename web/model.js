@@ -79,7 +79,10 @@ export function loadModel(model, kind, onBytes) {
     const fetched = files.map(([file, size]) => fetchBytes(file, onBytes, size));
     const [ort, ...weights] = await Promise.all([runtime, ...fetched]);
     const options = { executionProviders: [kind] };
-    const session = async (blob) => ort.InferenceSession.create(new Uint8Array(await blob.arrayBuffer()), options);
+    const session = async (blob) =>
+      ort.InferenceSession.create(new Uint8Array(await blob.arrayBuffer()), options).catch((cause) => {
+        throw new Error("The runtime did not start. Please load the page again.", { cause }); // it never tries twice
+      });
     const [network, decoder] = [await session(weights[0]), weights[1] ? await session(weights[1]) : null];
     const shape = [1, model.mean.length, model.image_size, model.image_size];
     const tensor = (values) => new ort.Tensor("float32", values.slice(), shape); // a copy, since it moves to the other thread
@@ -98,7 +101,7 @@ export function loadModel(model, kind, onBytes) {
       agrees(await predictNoise(wave, 0.5, nothing), model.answer) &&
       (!decoder || agrees(await decode(wave.map((value) => 0.5 + value / 10)), model.decoder_answer));
     if (right) return { kind, predictNoise, decode: decoder && decode };
-    if (kind === "wasm") throw new Error("This browser computes the network wrongly. Please try another one.");
+    if (kind === "wasm") throw new Error("This browser computes the network wrongly, or its file is damaged. Please load the page again, or try another browser.");
     return loadModel(model, "wasm", onBytes);
   });
 }
@@ -110,5 +113,9 @@ export async function hasGraphicsCard() {
 
 export async function loadModels() {
   const blob = await fetchBytes("models/models.json", () => {});
-  return JSON.parse(await blob.text());
+  try {
+    return JSON.parse(await blob.text());
+  } catch {
+    throw new Error("The file models/models.json is damaged. Press New face to try again.");
+  }
 }

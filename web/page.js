@@ -17,6 +17,7 @@ let network = null; // what has been loaded: predictNoise and decode
 let turn = 0; // of the newest drawing; an older one stops when it sees that
 let running = Promise.resolve(); // the drawing that is under way
 let result = null; // the last face: its colours, and what it is called
+let loads = 0; // the number of the newest load; an older one has nothing more to say
 let failed = false; // whether something did not arrive; the next wish tries again
 
 const model = () => models.find((entry) => entry.name === at("model").value) ?? models[0];
@@ -105,8 +106,8 @@ function howRead() {
   const [prompt, { vocabulary, wordings }] = [at("prompt").value.trim(), model()];
   if (!vocabulary || prompt === "") return "";
   const [words, unknown] = wordsOf(prompt, vocabulary, wordings);
-  const same = words.join() === wordsOf(prompt, vocabulary)[0].join();
-  const reading = same ? "" : ` The network has read: ${words.join(" ").replaceAll(" ,", ",")}.`;
+  const same = words.length > 0 && words.join() === wordsOf(prompt, vocabulary)[0].join();
+  const reading = same ? "" : ` The network has read: ${words.join(" ").replaceAll(" ,", ",") || "nothing"}.`;
   return unknown.length ? `${reading} It does not know: ${unknown.join(", ")}.` : reading;
 }
 
@@ -152,6 +153,7 @@ const redraw = (options) => next((mine) => drawNow(mine, noiseOnTheWay(whole("wa
 // Load the network that is chosen, showing the noise meanwhile, and draw.
 async function load() {
   const [chosen, kind, progress, files] = [model(), at("kind").value, at("progress"), {}];
+  const mine = ++loads;
   [network, failed, turn] = [null, false, turn + 1];
   progress.removeAttribute("value"); // it moves, but shows no number yet
   say("Loading the network …");
@@ -162,13 +164,13 @@ async function load() {
   showStrip(whole("steps"));
   try {
     const loaded = await loadModel(chosen, kind, (name, bytes, total) => {
-      if (failed) return; // others may still be on their way
+      if (failed || mine !== loads) return; // others may still be on their way
       files[name] = [bytes, total];
       const [sum, all] = [0, 1].map((i) => Object.values(files).reduce((so, file) => so + file[i], 0));
       progress.hidden = false;
       if (all >= sum) progress.value = sum / all;
     });
-    if (chosen !== model() || kind !== at("kind").value) return; // another one is wanted meanwhile
+    if (mine !== loads) return; // another one is wanted meanwhile
     network = loaded;
     if (loaded.kind !== kind) take({ kind: loaded.kind });
     showSettings();
@@ -176,10 +178,11 @@ async function load() {
     if (loaded.kind !== kind) say("Your graphics card computes this network wrongly, so the processor drew this.");
     performance.mark("first face");
   } catch (error) {
+    if (mine !== loads) return;
     failed = true;
     say(error.message);
   } finally {
-    progress.hidden = true;
+    if (mine === loads) progress.hidden = true;
   }
 }
 
@@ -240,19 +243,25 @@ function update(ids, options) {
 // Take over settings, from a link or a button; what does not exist is left out. Returns what has changed.
 function take(settings) {
   const known = (id, value) =>
-    SLIDERS.includes(id) ? value !== "" && isFinite(value) : id === "prompt" || hasOption(id, value);
+    SLIDERS.includes(id) ? /^-?\d+(\.\d+)?$/.test(value) : id === "prompt" || hasOption(id, value);
   const changed = Object.entries(settings).filter(([id, value]) => known(id, value) && at(id).value !== `${value}`);
   for (const [id, value] of changed) at(id).value = value;
-  return changed.map(([id]) => id);
+  const ids = changed.map(([id]) => id);
+  if (ids.includes("model") && !("steps" in settings)) at("steps").value = model().steps; // what it was made for
+  return ids;
 }
 
 const hasOption = (id, value) => CHOICES.includes(id) && [...at(id).options].some((option) => option.value === value);
-const fromLink = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+// What the link holds; without a graphics card the processor computes, whatever it says.
+const fromLink = () => ({
+  ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))),
+  ...(at("kind-field").hidden && { kind: "wasm" }),
+});
 
 // Buttons ----------------------------------------------------------------------------------------------------
 
 function save() {
-  if (result === null) return;
+  if (result === null) return say("There is no face yet.");
   const { name } = result;
   const [small, large, data] = [document.createElement("canvas"), document.createElement("canvas"), pixels(result.colours)];
   [small.width, small.height, large.width, large.height] = [data.width, data.height, 512, 512];
@@ -290,6 +299,7 @@ async function start() {
   try {
     models = await loadModels();
   } catch (error) {
+    at("progress").hidden = true;
     say(error.message);
     at("new-face").addEventListener("click", start, { once: true });
     return;
@@ -300,6 +310,11 @@ async function start() {
   at("model").addEventListener("input", () => (at("steps").value = model().steps)); // what it was made for
   for (const id of [...SLIDERS, ...CHOICES]) at(id).addEventListener("input", () => update([id]));
   at("prompt").addEventListener("change", () => update(["prompt"]));
+  let typed = 0; // the timer since the last letter
+  at("prompt").addEventListener("input", () => {
+    clearTimeout(typed);
+    typed = setTimeout(showSettings, 300); // so that a reload loses nothing
+  });
   for (const example of at("examples").children) {
     example.addEventListener("click", () => update(take({ prompt: example.textContent })));
   }
@@ -312,7 +327,7 @@ async function start() {
   at("link").addEventListener("click", copyLink);
   at("controls").addEventListener("submit", (event) => event.preventDefault());
   addEventListener("hashchange", () => update(take(fromLink())));
-  take({ ...fromLink(), ...(at("kind-field").hidden && { kind: "wasm" }) });
+  take(fromLink());
   showSettings();
   await load();
 }
