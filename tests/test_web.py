@@ -273,6 +273,7 @@ def test_a_png_has_the_name_of_the_face_that_is_shown(page):
 @pytest.mark.parametrize("missing, sentence", [
     ("runtime/*.wasm.gz", "The file runtime/ort-wasm-simd-threaded.wasm.gz did not arrive (404)"),
     ("runtime/*.min.mjs", "The file runtime/ort.wasm.min.mjs did not arrive"),
+    ("runtime/ort-wasm-simd-threaded.mjs", "The runtime did not start. Please load the page again."),
     ("models/*.onnx", "The file models/toy_faces_32.onnx did not arrive (404)"),
     ("models/*.json", "The file models/models.json did not arrive (404)"),
     ("page.js", "The program of this page did not arrive"),
@@ -292,6 +293,7 @@ WAYS = {  # what arrives, and what is said
     "a page": ("models/*.onnx", PAGE, "The file models/toy_faces_32.onnx did not arrive (a web page came in its place)"),
     "a page for all": ("*.json", PAGE, "The file models/models.json did not arrive (a web page came in its place)"),
     "half": ("models/*.onnx", {"body": b"half"}, "The file models/toy_faces_32.onnx did not arrive (it broke off)"),
+    "half a list": ("*.json", {"body": b"{"}, "The file models/models.json is damaged"),
     "half a runtime": ("*.wasm.gz", {"body": b"\x1f\x8bhalf"}, "The file runtime/ort-wasm-simd-threaded.wasm.gz is damaged"),
     "a program": ("*.min.mjs", None, "The file runtime/ort.wasm.min.mjs did not arrive"),
 }  # fmt: skip
