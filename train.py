@@ -9,7 +9,6 @@ processes. `--batch-size` is that of all processes together.
 
 import math
 import os
-import shutil
 import tempfile
 import time
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
@@ -84,6 +83,11 @@ def build(options, seed):
     """A new model, or the one that `options` name; and what takes the place of its usual loss and optimizer."""
     if options.start_from:
         diffusion = Diffusion.from_pretrained(options.start_from)
+        config = diffusion.config
+        shape = dict(size=config.image_size, widths=config.widths, block_depth=config.block_depth)
+        for name, value in {**shape, "predicts": config.predicts}.items():
+            if getattr(options, name) not in (value, getattr(Options(""), name)):
+                parser.error(f"--{name.replace('_', '-')}: the model to start from has {value}; leave it out")
     else:
         torch.manual_seed(seed)
         shape = options.size, options.widths, options.block_depth
@@ -99,9 +103,12 @@ def build(options, seed):
 
 def save(training, output):
     """Write the model, a row of its images and the curve of its loss into `output`."""
-    with tempfile.TemporaryDirectory() as draft:  # it would remove other models from where it saves
+    with tempfile.TemporaryDirectory(
+        dir=output, prefix=".draft-"
+    ) as draft:  # so that a full disk costs no older model
         training.diffusion.save_pretrained(draft)
-        shutil.copytree(draft, output, dirs_exist_ok=True)
+        for path in Path(draft).iterdir():
+            path.replace(output / path.name)
     show(generate(training.diffusion, n=10, seed=0), n=10, path=output / "samples.png")
     figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
     axis.plot(training.history["loss"], linewidth=0.5)
@@ -111,6 +118,8 @@ def save(training, output):
 
 def main():
     options, recipe = parser.parse_args_into_dataclasses(look_for_args_file=False)
+    options.data = os.path.expanduser(options.data)
+    options.start_from = options.start_from and os.path.expanduser(options.start_from)
     output, start = Path(options.output).expanduser(), options.start_from or "new weights"
     start = str(Path(start).resolve()) if Path(start).exists() else start
     compiled = torch.cuda.is_available() and compiles(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")

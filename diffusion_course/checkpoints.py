@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 
-from diffusion_course.images import seeded
+from diffusion_course.images import Augmented, seeded
 
 MARK = "checkpoint.json"  # says that a folder is a checkpoint, and of which step: written first, removed last
 FILES = "config.json", "model.safetensors", "training.pt", MARK  # all that a checkpoint holds
@@ -34,7 +34,7 @@ def fingerprint(data):
     An item may be an image, or a tuple, list or dict of arrays, tensors and numbers. Of data that is
     augmented (lesson 10), what it starts from counts.
     """
-    data = data.data if hasattr(data, "augment") else data
+    data = data.data if isinstance(data, Augmented) else data
     with seeded(0):  # for a data set that turns its images at random
         pieces = [data[int(i)] for i in np.linspace(0, len(data) - 1, 16)]
     checksum = 0
@@ -46,6 +46,7 @@ def fingerprint(data):
             pieces += piece
         else:
             array = piece.float().numpy(force=True) if torch.is_tensor(piece) else np.asarray(piece)
+            array = np.asarray(str(type(piece))) if array.dtype.hasobject else array  # not its address
             checksum = zlib.crc32(array.tobytes(), checksum)
     return checksum
 
@@ -179,6 +180,8 @@ def save_checkpoint(training, folder, keep=2):
         write_files(training, draft)
         if final in checkpoints(folder):
             remove(final)
+        if final.is_dir():  # more lies in it, or it is not whole: it gets another name
+            final.rename(f"{final}-{os.urandom(4).hex()}")
         draft.replace(final)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # what a full disk may lead to
         last = (checkpoints(folder) or ["none"])[-1]
@@ -186,23 +189,20 @@ def save_checkpoint(training, folder, keep=2):
     finally:
         if draft.exists():
             remove(draft)
-    for old in checkpoints(folder)[:-keep]:
+    older = [path for path in checkpoints(folder) if path.name < final.name]  # later ones may be torn
+    for old in older[: max(0, len(older) + 1 - keep)]:
         remove(old)
 
 
-def restore(training, state):
-    """Give each part of a training run the state that it had. Lesson 11."""
+def restore(training, state, step):
+    """Give each part of a training run the state that it had after `step`. Lesson 11."""
     for weight, average in zip(training.diffusion.parameters(), training.average.parameters()):
         weight.data = (
             average.data.clone()
         )  # in memory as at the start; `finish` orders its numbers differently
     for name in parts(training).keys() & state.keys():  # another machine may need a scaler, or none
         parts(training)[name].load_state_dict(state[name])
-    training.step, training.history, training.finished = (
-        len(state["history"]["loss"]),
-        state["history"],
-        False,
-    )
+    training.step, training.history, training.finished = step, state["history"], False
     training.average.n_averaged.fill_(training.step)
 
 
@@ -216,7 +216,7 @@ def load_checkpoint(training, folder):
     for path in reversed(candidates):
         try:
             state = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
-            before, step = state["settings"], len(state["history"]["loss"])
+            before, step = state["settings"], step_of(path)
         except Exception as error:  # a torn file makes torch, zip and pickle raise all kinds of errors
             kind = type(error).__name__
             warnings.warn(f"{path} cannot be read ({kind}), taking the one before", stacklevel=3)
@@ -234,6 +234,6 @@ def load_checkpoint(training, folder):
             raise ValueError(f"{folder} holds another training run: {'; '.join(differ)}. Take another folder")
         if state["precision"] != training.accelerator.mixed_precision:
             tqdm.write(f"Goes on in another precision than {state['precision']}, as up to step {step}.")
-        return restore(training, state)
+        return restore(training, state, step)
     if candidates:
         raise ValueError(f"no checkpoint in {folder} can be read; take another folder")

@@ -37,7 +37,14 @@ from tqdm import tqdm
 
 import train as command
 from diffusion_course import long_runs
-from diffusion_course.checkpoints import checkpoints, fingerprint, name_of, plain
+from diffusion_course.checkpoints import (
+    checkpoints,
+    fingerprint,
+    load_checkpoint,
+    name_of,
+    plain,
+    save_checkpoint,
+)
 from diffusion_course.long_runs import carry_on, stop_button
 from diffusion_utils import Diffusion, DiffusionConfig, Recipe, Training, generate, l1_loss
 
@@ -299,6 +306,7 @@ def test_names_and_fingerprints():
     assert fingerprint(images) == fingerprint(images.copy()) != fingerprint(images[::-1])
     assert fingerprint(pairs) != fingerprint(images)
     assert fingerprint([{"image": 1}] * 2) == fingerprint([[1]] * 2)
+    assert fingerprint([None] * 2) == fingerprint([None] * 3) != fingerprint([object()] * 2)
 
 
 def test_other_models_carry_on(tmp_path):
@@ -424,10 +432,29 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path, whole):
     weights = tmp_path / "step-00000012" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])  # training.pt holds them too
     assert ends_as(whole, tmp_path)
+    (tmp_path / "step-00000020" / "checkpoint.json").write_text("")
+    assert ends_as(whole, tmp_path)  # what was not whole has another name now
+    assert len(list(tmp_path.glob("step-00000020-*"))) == 1
     for torn in tmp_path.glob("*/training.pt"):
         torn.write_bytes(b"")
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="no checkpoint in .* can be read"):
         go_on(tmp_path)
+
+
+def test_a_torn_later_checkpoint_does_not_count(tmp_path):
+    go_on(tmp_path, epochs=2)
+    (tmp_path / "step-00000008" / "training.pt").write_bytes(b"")
+    training = new_training()
+    with pytest.warns(UserWarning, match="step-00000008 cannot be read"):
+        load_checkpoint(training, tmp_path)
+    training.history["loss"] = training.history["loss"][-2:]  # the step does not follow from it
+    next(iter(training))
+    save_checkpoint(training, tmp_path, keep=1)
+    assert names(tmp_path) == ["step-00000005", "step-00000008"]
+    shutil.rmtree(tmp_path / "step-00000008")
+    training = new_training()
+    load_checkpoint(training, tmp_path)
+    assert training.step == 5 and len(training.history["loss"]) == 3
 
 
 @pytest.mark.parametrize("step, every", [(10, 4), (1, 4), (12, 4), (20, 1000), (6, 5)])
@@ -643,6 +670,11 @@ def test_an_output_with_other_things_is_refused(monkeypatch, tmp_path, capsys, f
     assert contents(tmp_path) == before and names(tmp_path) == ["output"]
 
 
+def half_written(diffusion, folder):
+    Path(folder, "model.safetensors").write_bytes(b"half")
+    raise OSError("the disk is full")
+
+
 def test_another_start(monkeypatch, tmp_path, capsys):
     """What was trained from one model is not gone on with when another is named."""
     one, output = tmp_path / "one", tmp_path / "output"
@@ -655,6 +687,16 @@ def test_another_start(monkeypatch, tmp_path, capsys):
     sentence = f"{output} holds a run that started from {one}, not from {tmp_path}"
     assert refused(monkeypatch, capsys, *start, tmp_path).endswith(sentence)
     assert "not from new weights" in refused(monkeypatch, capsys, *start[:-1])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train_py(monkeypatch, *start, "~/one", "--size", 8)
+    with pytest.raises(SystemExit):
+        train_py(monkeypatch, "--output", tmp_path / "new", "--start-from", one, "--predicts", "v")
+    assert "--predicts: the model to start from has noise; leave it out" in capsys.readouterr().err
+    before = contents(output)
+    monkeypatch.setattr(Diffusion, "save_pretrained", half_written)
+    with pytest.raises(OSError, match="the disk is full"):
+        train_py(monkeypatch, *start, one)
+    assert contents(output) == before
 
 
 @pytest.mark.parametrize("cuda, works, backend", [(1, True, "inductor"), (1, False, "no"), (0, True, "no")])

@@ -5,6 +5,7 @@ import torch
 from helpers import loader, tiny, train
 
 from diffusion_course.objectives import prediction_loss, targets
+from diffusion_course.optimizers import even_l1_loss
 from diffusion_course.samplers import time_of
 from diffusion_utils import Diffusion, generate, mix, predict, schedule
 
@@ -77,6 +78,12 @@ def test_times_and_conditions(batch, condition):
     assert all(tuple(given) == condition for _, *given in calls)
     torch.testing.assert_close(late, 1 - (1 - even) ** 1.5)
     torch.testing.assert_close(later, time_of(200.0) * late)
+
+
+@pytest.mark.parametrize("loss", [even_l1_loss, prediction_loss])
+def test_images_of_another_size_are_refused(loss):
+    with pytest.raises(ValueError, match="image_size=8"):
+        loss(tiny(), torch.rand(4, 3, 16, 16))
 
 
 @pytest.mark.parametrize("predicts", PREDICTS)
