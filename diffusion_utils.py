@@ -85,7 +85,7 @@ def open_images(source, split="train", seed=0):
 
     `source`: a folder of images, a folder in hub layout (with parquet files), a hub id ("owner/name", which is
     streamed), or any `datasets.Dataset`; `any_images` of lesson 10 makes one from zip files and untidy folders.
-    A folder is taken as it is: hidden folders in it count, links to folders are not followed; see `any_images`, too.
+    Of a folder, hidden folders count too, and links to folders are not followed.
     """
     if isinstance(source, datasets.Dataset):
         rows = source

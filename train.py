@@ -83,10 +83,10 @@ def build(options, seed):
     """A new model, or the one that `options` name; and what takes the place of its usual loss and optimizer."""
     if options.start_from:
         diffusion = Diffusion.from_pretrained(options.start_from)
-        config = diffusion.config
-        shape = dict(size=config.image_size, widths=config.widths, block_depth=config.block_depth)
-        for name, value in {**shape, "predicts": config.predicts}.items():
-            if getattr(options, name) not in (value, getattr(Options(""), name)):
+        config, usual = diffusion.config, Options("")
+        for name in ("size", "widths", "block_depth", "predicts"):
+            value = getattr(config, "image_size" if name == "size" else name)
+            if getattr(options, name) not in (value, getattr(usual, name)):
                 parser.error(f"--{name.replace('_', '-')}: the model to start from has {value}; leave it out")
     else:
         torch.manual_seed(seed)
@@ -103,9 +103,8 @@ def build(options, seed):
 
 def save(training, output):
     """Write the model, a row of its images and the curve of its loss into `output`."""
-    with tempfile.TemporaryDirectory(
-        dir=output, prefix=".draft-"
-    ) as draft:  # so that a full disk costs no older model
+    # What is saved is whole before it takes an older model's place; and transformers removes other models there.
+    with tempfile.TemporaryDirectory(dir=output, prefix=".draft-") as draft:
         training.diffusion.save_pretrained(draft)
         for path in Path(draft).iterdir():
             path.replace(output / path.name)

@@ -189,8 +189,8 @@ def save_checkpoint(training, folder, keep=2):
     finally:
         if draft.exists():
             remove(draft)
-    older = [path for path in checkpoints(folder) if path.name < final.name]  # later ones may be torn
-    for old in older[: max(0, len(older) + 1 - keep)]:
+    so_far = [path for path in checkpoints(folder) if path.name <= final.name]  # later ones may be torn
+    for old in so_far[:-keep]:
         remove(old)
 
 

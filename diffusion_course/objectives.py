@@ -41,7 +41,7 @@ def prediction_loss(diffusion, batch, power=2, late=1.0, largest_sigma=None):
     behind PURE_NOISE of lesson 12 nothing is seen any more (Lin et al. 2023).
     """
     images, *condition = [batch] if isinstance(batch, torch.Tensor) else batch
-    if images.shape[-1] != diffusion.config.image_size:
+    if images.shape[2:] != (diffusion.config.image_size, diffusion.config.image_size):
         raise ValueError(f"images: {tuple(images.shape)}, but image_size={diffusion.config.image_size}")
     image = diffusion.norm(images)
     noise, chance = torch.randn_like(image), torch.rand(len(image), 1, 1, 1, device=image.device)

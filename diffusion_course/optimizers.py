@@ -22,7 +22,7 @@ def even_times(count, device=None):
 
 def even_l1_loss(diffusion, images):
     """`l1_loss` of lesson 04 with the times of `even_times`: the same on average, with less jitter. Lesson 11."""
-    if images.shape[-1] != diffusion.config.image_size:
+    if images.shape[2:] != (diffusion.config.image_size, diffusion.config.image_size):
         raise ValueError(f"images: {tuple(images.shape)}, but image_size={diffusion.config.image_size}")
     image = diffusion.norm(images)
     noise = torch.randn_like(image)

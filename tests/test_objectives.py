@@ -82,8 +82,9 @@ def test_times_and_conditions(batch, condition):
 
 @pytest.mark.parametrize("loss", [even_l1_loss, prediction_loss])
 def test_images_of_another_size_are_refused(loss):
-    with pytest.raises(ValueError, match="image_size=8"):
-        loss(tiny(), torch.rand(4, 3, 16, 16))
+    for size in ((16, 16), (16, 8), (8, 16)):
+        with pytest.raises(ValueError, match="image_size=8"):
+            loss(tiny(), torch.rand(4, 3, *size))
 
 
 @pytest.mark.parametrize("predicts", PREDICTS)
