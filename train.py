@@ -48,12 +48,10 @@ class Options:
     split: str = HfArg(default="train", help="of the data set")
     limit: int = HfArg(default=3000, help="how many images")
     lazy: bool = HfArg(default=False, help="take all images, and decode each when it is needed")
-    size: int = HfArg(default=64, help="pixels")
-    widths: list[int] = HfArg(default_factory=lambda: [32, 64, 96, 128], help="channels of each level")
-    block_depth: int = HfArg(default=2, help="blocks of each level")
-    predicts: str = HfArg(
-        default="noise", help="noise (with the L1 loss), image, v or flow (the squared one)"
-    )
+    size: int = HfArg(default=None, help="pixels; of a new network, 64")
+    widths: list[int] = HfArg(default=None, help="channels of each level; of a new network, 32 64 96 128")
+    block_depth: int = HfArg(default=None, help="blocks of each level; of a new network, 2")
+    predicts: str = HfArg(default=None, help="noise (with the L1 loss), image, v or flow (the squared one)")
     late: float = HfArg(default=1.0, help="not with noise: above 1, much noise comes more often")
     muon: bool = HfArg(default=False, help="Muon and even times, both of lesson 11, instead of AdamW")
     start_from: str = HfArg(default=None, help="a trained model, folder or name on the hub, with its config")
@@ -81,17 +79,17 @@ def prepare(output, start):
 
 def build(options, seed):
     """A new model, or the one that `options` name; and what takes the place of its usual loss and optimizer."""
+    shape = {"image_size": options.size}
+    shape |= {name: getattr(options, name) for name in ("widths", "block_depth", "predicts")}
+    shape = {name: value for name, value in shape.items() if value is not None}
     if options.start_from:
         diffusion = Diffusion.from_pretrained(options.start_from)
-        config, usual = diffusion.config, Options("")
-        for name in ("size", "widths", "block_depth", "predicts"):
-            value = getattr(config, "image_size" if name == "size" else name)
-            if getattr(options, name) not in (value, getattr(usual, name)):
-                parser.error(f"--{name.replace('_', '-')}: the model to start from has {value}; leave it out")
+        own = {name: getattr(diffusion.config, name) for name in shape}
+        if own != shape:
+            parser.error(f"the model to start from has {own}, not {shape}; leave that out")
     else:
         torch.manual_seed(seed)
-        shape = options.size, options.widths, options.block_depth
-        diffusion = Diffusion(DiffusionConfig(*shape, predicts=options.predicts))
+        diffusion = Diffusion(DiffusionConfig(**shape))
         torch.nn.init.zeros_(diffusion.unet.out.weight)  # the first answer is 0, as in lesson 04
         torch.nn.init.zeros_(diffusion.unet.out.bias)
     sockets = {"optimizer": muon, "loss": even_l1_loss} if options.muon else {}

@@ -12,6 +12,7 @@ Lesson 11  fingerprint, name_of, settings, step_of, checkpoints, remove, parts, 
 import json
 import os
 import warnings
+import zipfile
 import zlib
 from functools import partial
 from pathlib import Path
@@ -180,7 +181,7 @@ def save_checkpoint(training, folder, keep=2):
         write_files(training, draft)
         if final in checkpoints(folder):
             remove(final)
-        if final.is_dir():  # more lies in it, or it is not whole: it gets another name
+        if final.is_dir() or final.is_symlink():  # more lies in it, or it is not whole: it gets another name
             final.rename(f"{final}-{os.urandom(4).hex()}")
         draft.replace(final)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # what a full disk may lead to
@@ -189,8 +190,9 @@ def save_checkpoint(training, folder, keep=2):
     finally:
         if draft.exists():
             remove(draft)
-    so_far = [path for path in checkpoints(folder) if path.name <= final.name]  # later ones may be torn
-    for old in so_far[:-keep]:
+    so_far = [path for path in checkpoints(folder) if path.name <= final.name]
+    whole = [path for path in so_far if zipfile.is_zipfile(path / "training.pt")]  # torn ones do not count
+    for old in whole[:-keep]:
         remove(old)
 
 

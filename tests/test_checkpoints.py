@@ -457,6 +457,19 @@ def test_a_torn_later_checkpoint_does_not_count(tmp_path):
     assert training.step == 5 and len(training.history["loss"]) == 3
 
 
+def test_a_torn_checkpoint_does_not_cost_an_older_whole_one(tmp_path):
+    go_on(tmp_path, epochs=2)
+    (tmp_path / "step-00000008" / "training.pt").write_bytes(b"")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="step-00000008 cannot be read"):
+            training = new_training()
+            load_checkpoint(training, tmp_path)
+        training.step = 12
+        save_checkpoint(training, tmp_path)
+        assert names(tmp_path) == ["step-00000004", "step-00000008", "step-00000012"]
+        shutil.rmtree(tmp_path / "step-00000012")
+
+
 @pytest.mark.parametrize("step, every", [(10, 4), (1, 4), (12, 4), (20, 1000), (6, 5)])
 @pytest.mark.parametrize("act", [
     lambda loss: loss * math.nan,
@@ -539,12 +552,14 @@ def test_strange_things_in_the_folder_stay(tmp_path, whole):
         (folder / name).write_text("do not touch")
     if sys.platform != "win32":  # symbolic links need rights there
         (folder / "step-00000777").symlink_to(elsewhere)
+        (folder / "step-00000012").symlink_to("nowhere")
         (folder / "unfinished-link").symlink_to(elsewhere)
     good(old, 1)
     kept = {path: content for path, content in contents(tmp_path).items() if path not in ours}
 
     assert ends_as(whole, folder)
     after = contents(tmp_path)
+    assert sys.platform == "win32" or len([*folder.glob("step-00000012-*")]) == 1  # the link, renamed
     assert kept.items() <= after.items() and names(old) == ["good_0.png"]
     new = {path.parent.name for path in after.keys() - kept.keys()}
     assert new == {"step-00000016", "step-00000020"} == {path.name for path in checkpoints(folder)}
@@ -690,8 +705,11 @@ def test_another_start(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     train_py(monkeypatch, *start, "~/one", "--size", 8)
     with pytest.raises(SystemExit):
-        train_py(monkeypatch, "--output", tmp_path / "new", "--start-from", one, "--predicts", "v")
-    assert "--predicts: the model to start from has noise; leave it out" in capsys.readouterr().err
+        train_py(
+            monkeypatch, "--output", tmp_path / "new", "--start-from", one, "--size", 64, "--predicts", "v"
+        )
+    line = "from has {'image_size': 8, 'predicts': 'noise'}, not {'image_size': 64, 'predicts': 'v'}; leave that out"
+    assert line in capsys.readouterr().err
     before = contents(output)
     monkeypatch.setattr(Diffusion, "save_pretrained", half_written)
     with pytest.raises(OSError, match="the disk is full"):

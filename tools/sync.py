@@ -9,6 +9,7 @@ cell goes on in others, as `class Training(Training):`; each of them says which 
 cell of all notebooks is tools/first_cell.py. That cell, and those that only import, are collapsed.
 """
 
+import argparse
 import ast
 import re
 import sys
@@ -133,7 +134,11 @@ def main(check=False):
 
 
 if __name__ == "__main__":
-    check = "--check" in sys.argv[1:]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
     differ = main(check)
     for name in differ:
         print(f"{name}: {'a cell differs' if check else 'written'}")

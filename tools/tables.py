@@ -8,6 +8,7 @@ Such a part lies between two marks, <!-- lessons --> and <!-- /lessons -->. Ther
     measured    a table of the benchmarks, from their docstrings and benchmarks/results.md
 """
 
+import argparse
 import ast
 import re
 import sys
@@ -94,5 +95,7 @@ def filled(text, name):
 
 
 if __name__ == "__main__":
+    Help = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=Help).parse_args()
     for name, (path, _) in PARTS.items():
         path.write_text(filled(path.read_text(encoding="utf-8"), name), encoding="utf-8")
