@@ -70,6 +70,7 @@ def main(measure_only):
     from diffusion_course.quality import labelled_faces
     from diffusion_course.samplers import DPMSolver
     from diffusion_course.wild import CONTROL, edges, roughen, set_control
+    from diffusion_utils import pick_accelerator
 
     if not measure_only:
         train(CONTROL)
@@ -79,7 +80,7 @@ def main(measure_only):
     for name, lines in (("whole", whole), ("rough", roughen(whole)), ("none", torch.zeros_like(whole))):
         set_control(model, lines)
         options = dict(guidance_scale=1, steps=STEPS, sampler=DPMSolver(), seed=0)
-        with torch.autocast("cpu", torch.bfloat16):
+        with pick_accelerator().autocast():  # in 16 bits, where the machine has them
             images = text_to_image(model, "", COUNT, **options).float()
         shares = followed(images, lines if name == "rough" else whole)
         chance = followed(images, whole.roll(1, 0))

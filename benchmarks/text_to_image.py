@@ -21,9 +21,10 @@ COUNT, SCALE, STEPS = 1000, 1.5, 20
 def draw(model, prompts, n=5, scale=SCALE):
     from diffusion_course.attention import text_to_image
     from diffusion_course.samplers import DPMSolver
+    from diffusion_utils import pick_accelerator
 
     options = dict(guidance_scale=scale, steps=STEPS, sampler=DPMSolver(), seed=0)
-    with torch.autocast("cpu", torch.bfloat16):
+    with pick_accelerator().autocast():  # in 16 bits, where the machine has them
         return text_to_image(model, prompts, n, **options).float()
 
 

@@ -209,8 +209,9 @@ def real_pairs(autoencoder, things):
 def draw(model, prompts, n=5, scale=2.0):
     from diffusion_course.attention import text_to_image
     from diffusion_course.samplers import DPMSolver
+    from diffusion_utils import pick_accelerator
 
-    with torch.autocast("cpu", torch.bfloat16):
+    with pick_accelerator().autocast():  # in 16 bits, where the machine has them
         images = text_to_image(model, prompts, n, guidance_scale=scale, steps=12, sampler=DPMSolver(), seed=0)
     return images.float()
 

@@ -84,6 +84,7 @@ def settings(training):
         "order_seed": training.order_seed,
         "collate_fn": name_of(loader.collate_fn),
         "augment": name_of(getattr(loader.dataset, "augment", None)),
+        "augment_seed": getattr(loader.dataset, "seed", None),
         "loss": name_of(training.accelerator.unwrap_model(training.loss).loss),
         "optimizer": type(training.optimizer.optimizer).__name__,
         "optimizer_numbers": {name: options[name] for name in sorted(numbers) if name not in recipe},
@@ -223,7 +224,8 @@ def load_checkpoint(training, folder):
             kind = type(error).__name__
             warnings.warn(f"{path} cannot be read ({kind}), taking the one before", stacklevel=3)
             continue
-        before.setdefault("optimizer_numbers", now["optimizer_numbers"])  # older checkpoints have none
+        before.setdefault("optimizer_numbers", now["optimizer_numbers"])  # older checkpoints have none,
+        before.setdefault("augment_seed", now["augment_seed"])  # and not this
         # Images that change from call to call tell nothing.
         if before["fingerprint"] != now["fingerprint"] != fingerprint(training.loader.dataset):
             before["fingerprint"] = now["fingerprint"]

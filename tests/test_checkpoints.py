@@ -381,11 +381,11 @@ def test_another_run_is_refused_by_name(tmp_path, options, message):
     assert len(str(error.value).splitlines()) == 1 and contents(tmp_path) == before
 
 
-def test_checkpoints_from_before_optimizer_numbers_go_on(tmp_path, whole):
+def test_checkpoints_that_lack_a_newer_setting_go_on(tmp_path, whole):
     go_on(tmp_path, epochs=2)
     path = tmp_path / "step-00000008" / "training.pt"
     state = torch.load(path, weights_only=True)
-    del state["settings"]["optimizer_numbers"]
+    del state["settings"]["optimizer_numbers"], state["settings"]["augment_seed"]
     torch.save(state, path)
     assert ends_as(whole, tmp_path)
 

@@ -451,10 +451,10 @@ def vary(image):
     return image.flip(-1) if random.random() < 0.5 else image
 
 
-def varied(workers=0):
+def varied(workers=0, seed=0):
     data = np.random.default_rng(0).random((32, 3, 8, 8), dtype=np.float32)
     options = {"shuffle": True, "drop_last": True, "num_workers": workers, "persistent_workers": workers > 0}
-    return torch.utils.data.DataLoader(Augmented(data, vary), 8, **options)
+    return torch.utils.data.DataLoader(Augmented(data, vary, seed), 8, **options)
 
 
 def test_augmented_follows_from_seed_epoch_and_index():
@@ -485,6 +485,8 @@ def test_training_on_augmented_images_goes_on_to_the_bit(tmp_path):
     parts = train_varied(tmp_path)
     assert parts.loader.dataset.epoch == 2  # the loop says when a new one begins
     assert same(parts.diffusion, whole.diffusion) and parts.history["loss"] == whole.history["loss"]
+    with pytest.raises(ValueError, match="augment_seed=0, not 1"):
+        list(carry_on(Training(tiny(), varied(seed=1), epochs=3, lr=1e-2), tmp_path))
 
 
 # publish --------------------------------------------------------------------------------

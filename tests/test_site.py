@@ -49,7 +49,9 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
 
 
 def test_search(site):
-    found = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    text = (site / "search" / "search_index.json").read_text(encoding="utf-8")
+    found = json.loads(text)["docs"]
+    assert "Copied!" not in text
     places = {entry["location"].split("#")[0] for entry in found}
     assert places >= {f"notebooks/{name}.html" for name in [*NAMES, HELP.stem]}
 

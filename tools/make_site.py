@@ -177,6 +177,9 @@ def course(site):
     for page in (site / "course").rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         page.write_text(linked(described(text)), encoding="utf-8")
+    index = site / "course" / "search" / "search_index.json"
+    text = index.read_text(encoding="utf-8").replace("Copied!", "")  # what the button beside each cell says
+    index.write_text(text, encoding="utf-8")
 
 
 def make(site):
