@@ -184,10 +184,11 @@ def test_lesson_04_with_other_pictures(tmp_path, monkeypatch):
         Image.new("RGB", (16, 16), (6 * number, 255 - 6 * number, 90)).save(pictures / f"{number}.png")
     code = "\n".join(cell.source for cell in cells(LESSONS[4], "code")[1:])
     assert code.count("source = TOY_FACES") == 1
-    assert code.count('"epochs": epochs') == 1
+    assert code.count('"epochs": 40') == code.count('recipe["epochs"] = 16') == 1
     short = "CPU_SHAPE = dict(image_size=16, widths=(8, 16), block_depth=1)"
-    code = code.replace("cuda = torch.cuda.is_available()", f"cuda = False\n{short}").replace(
-        '"epochs": epochs', '"epochs": 1'
+    code = code.replace("cuda = torch.cuda.is_available()", f"cuda = False\n{short}")
+    code = code.replace('"epochs": 40', '"epochs": 1').replace(
+        'recipe["epochs"] = 16', 'recipe["epochs"] = 1'
     )
     code = code.replace("source = TOY_FACES", f"source = {str(pictures)!r}")
     monkeypatch.chdir(tmp_path)
