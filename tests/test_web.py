@@ -274,7 +274,7 @@ def test_a_png_has_the_name_of_the_face_that_is_shown(page):
     ("runtime/*.wasm.gz", "The file runtime/ort-wasm-simd-threaded.wasm.gz did not arrive (404)"),
     ("runtime/*.min.mjs", "The file runtime/ort.wasm.min.mjs did not arrive"),
     ("runtime/ort-wasm-simd-threaded.mjs", "The runtime did not start. Please load the page again."),
-    ("models/*.onnx", "The file models/toy_faces_32.onnx did not arrive (404)"),
+    ("models/*.onnx.gz", "The file models/toy_faces_32.onnx.gz did not arrive (404)"),
     ("models/*.json", "The file models/models.json did not arrive (404)"),
     ("page.js", "The program of this page did not arrive"),
     ("WebAssembly", "This browser has no WebAssembly"),
@@ -289,10 +289,10 @@ def test_what_is_missing_is_named(fresh, address, missing, sentence):
 
 PAGE = {"content_type": "text/html", "body": "<p>Please sign in.</p>"}  # of a hotel
 WAYS = {  # what arrives, and what is said
-    "no network": ("models/*.onnx", None, "The file models/toy_faces_32.onnx did not arrive (no network)"),
-    "a page": ("models/*.onnx", PAGE, "The file models/toy_faces_32.onnx did not arrive (a web page came in its place)"),
+    "no network": ("models/*.onnx.gz", None, "The file models/toy_faces_32.onnx.gz did not arrive (no network)"),
+    "a page": ("models/*.onnx.gz", PAGE, "The file models/toy_faces_32.onnx.gz did not arrive (a web page came in its place)"),
     "a page for all": ("*.json", PAGE, "The file models/models.json did not arrive (a web page came in its place)"),
-    "half": ("models/*.onnx", {"body": b"half"}, "The file models/toy_faces_32.onnx did not arrive (it broke off)"),
+    "half": ("models/*.onnx.gz", {"body": b"\x1f\x8bhalf"}, "The file models/toy_faces_32.onnx.gz is damaged"),
     "half a list": ("*.json", {"body": b"{"}, "The file models/models.json is damaged"),
     "half a runtime": ("*.wasm.gz", {"body": b"\x1f\x8bhalf"}, "The file runtime/ort-wasm-simd-threaded.wasm.gz is damaged"),
     "a program": ("*.min.mjs", None, "The file runtime/ort.wasm.min.mjs did not arrive"),
@@ -318,7 +318,7 @@ def test_new_face_tries_again(fresh, address, way):
 @needs_a_browser
 def test_a_network_that_is_not_wanted_any_more_fails_in_silence(fresh, address):
     held = []
-    fresh.route(f"**/{TOY_MODEL.name}.onnx", lambda route: held.append(route))
+    fresh.route(f"**/{TOY_MODEL.name}.onnx.gz", lambda route: held.append(route))
     fresh.goto(f"{address}#model={TOY_MODEL.name}&kind=webgpu")  # there is no graphics card
     while not held:
         fresh.wait_for_timeout(50)

@@ -1,4 +1,4 @@
-// Brings onnxruntime-web and a network into the page. The runtime lies packed beside it: 14 MB are 3.7 so.
+// Brings onnxruntime-web and a network into the page. Both lie packed beside it: the runtime's 14 MB are 3.7 so.
 
 import { tokens } from "./diffusion.js";
 
@@ -15,9 +15,8 @@ function once(name, make) {
   return kept.get(name);
 }
 
-// The bytes of a file; `onBytes(name, loaded, total)` is called as they arrive, total 0 if nobody knows. `size`: how
-// many there must be, where that is known.
-async function fetchBytes(name, onBytes, size) {
+// The bytes of a file; `onBytes(name, loaded, total)` is called as they arrive, total 0 if nobody knows.
+async function fetchBytes(name, onBytes) {
   const lost = (why) => new Error(`The file ${name} did not arrive (${why}). Press New face to try again.`);
   const response = await fetch(name).catch(() => ({ status: "no network" }));
   if (!response.ok) throw lost(response.status);
@@ -31,7 +30,7 @@ async function fetchBytes(name, onBytes, size) {
     parts.push(part.value);
     onBytes(name, (loaded += part.value.length), total);
   }
-  if (loaded !== (size ?? (total || loaded))) throw lost("it broke off");
+  if (loaded !== (total || loaded)) throw lost("it broke off");
   onBytes(name, loaded, loaded);
   return new Blob(parts);
 }
@@ -42,6 +41,15 @@ async function unpack(blob, name) {
   if (first !== 0x1f || second !== 0x8b) return blob.arrayBuffer();
   const unpacked = new Response(blob.stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
   return unpacked.catch(() => Promise.reject(new Error(`The file ${name} is damaged. Press New face to try again.`)));
+}
+
+// A network as tools/export_onnx.py packs it: first all bytes in even places, then those in odd ones.
+async function unpackNetwork(blob, name) {
+  const sorted = new Uint8Array(await unpack(blob, name));
+  const [bytes, middle] = [new Uint8Array(sorted.length), Math.ceil(sorted.length / 2)];
+  for (let i = 0; i < middle; i++) bytes[2 * i] = sorted[i];
+  for (let i = middle; i < sorted.length; i++) bytes[2 * (i - middle) + 1] = sorted[i];
+  return bytes;
 }
 
 let attempts = 0; // browsers remember that a program did not arrive, but not under another address
@@ -75,15 +83,15 @@ function agrees(numbers, known) {
 export function loadModel(model, kind, onBytes) {
   return once(`${kind} ${model.name}`, async () => {
     const runtime = once(kind, () => startRuntime(kind, onBytes));
-    const files = [[model.file, model.bytes], [model.decoder, model.decoder_bytes]].filter(([file]) => file);
-    const fetched = files.map(([file, size]) => fetchBytes(file, onBytes, size));
-    const [ort, ...weights] = await Promise.all([runtime, ...fetched]);
+    const fetched = [model.file, model.decoder].filter(Boolean).map((file) => fetchBytes(file, onBytes));
+    const [ort, ...blobs] = await Promise.all([runtime, ...fetched]);
     const options = { executionProviders: [kind] };
-    const session = async (blob) =>
-      ort.InferenceSession.create(new Uint8Array(await blob.arrayBuffer()), options).catch((cause) => {
+    const session = async (blob, file) =>
+      ort.InferenceSession.create(await unpackNetwork(blob, file), options).catch((cause) => {
         throw new Error("The runtime did not start. Please load the page again.", { cause }); // it never tries twice
       });
-    const [network, decoder] = [await session(weights[0]), weights[1] ? await session(weights[1]) : null];
+    const network = await session(blobs[0], model.file);
+    const decoder = blobs[1] ? await session(blobs[1], model.decoder) : null;
     const shape = [1, model.mean.length, model.image_size, model.image_size];
     const tensor = (values) => new ort.Tensor("float32", values.slice(), shape); // a copy, since it moves to the other thread
 
