@@ -9,6 +9,7 @@ processes. `--batch-size` is that of all processes together.
 
 import math
 import os
+import tempfile
 import time
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from matplotlib import pyplot as plt
 from transformers.hf_argparser import HfArg, HfArgumentParser
 
 from diffusion_course.images import LazyImages, any_images
-from diffusion_course.long_runs import carry_on, compiles, own_folder, save_results
+from diffusion_course.long_runs import carry_on, compiles
 from diffusion_course.objectives import prediction_loss
 from diffusion_course.optimizers import even_l1_loss, muon
 from diffusion_course.samplers import PURE_NOISE, karras_times
@@ -29,9 +31,11 @@ from diffusion_utils import (
     DiffusionConfig,
     Recipe,
     Training,
+    generate,
     get_data,
     get_loader,
     pick_accelerator,
+    show,
 )
 
 
@@ -60,6 +64,35 @@ class Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
 
 
 parser = HfArgumentParser([Options, Recipe], description=__doc__, epilog=str(Recipe()), formatter_class=Help)
+
+
+def prepare(output, start):
+    """Make the folder `output`, with a note of what its runs start from; end the program if it is not one of theirs."""
+    if output.is_file():
+        parser.error(f"--output: {output} is a file; name a new folder")
+    output.mkdir(parents=True, exist_ok=True)
+    note = output / "start_from.txt"
+    before = note.read_text(encoding="utf-8") if note.is_file() else None
+    if before not in (None, start):
+        parser.error(f"--output: {output} holds a run that started from {before}, not from {start}")
+    if before is None:
+        if any(output.iterdir()):
+            parser.error(f"--output: {output} is not a folder of this program; name a new one")
+        note.write_text(start, encoding="utf-8")
+
+
+def save(training, output):
+    """Write the model, ten of its images and the curve of its loss into `output`, in place of older ones."""
+    # What is saved is whole before it takes an older model's place; and transformers removes other models there.
+    with tempfile.TemporaryDirectory(dir=output, prefix=".draft-") as draft:
+        training.diffusion.save_pretrained(draft)
+        for path in Path(draft).iterdir():
+            path.replace(output / path.name)
+    show(generate(training.diffusion, n=10, seed=0), n=10, path=output / "samples.png")
+    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+    axis.plot(training.history["loss"], linewidth=0.5)
+    axis.set(xlabel="step", ylabel="loss", ylim=(0, 1))
+    figure.savefig(output / "loss.png")
 
 
 def build(options, seed):
@@ -91,11 +124,8 @@ def main():
     start = str(Path(start).resolve()) if Path(start).exists() else start
     compiled = torch.cuda.is_available() and compiles(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     accelerator = pick_accelerator(dynamo_backend="inductor" if compiled else "no")
-    try:
-        if accelerator.is_main_process:
-            own_folder(output, start)
-    except FileExistsError as error:
-        parser.error(f"--output: {error}")
+    if accelerator.is_main_process:
+        prepare(output, start)
     diffusion, sockets = build(options, recipe.seed)
     if options.late != 1 and diffusion.config.predicts == "noise" or not 0 < options.late < math.inf:
         parser.error("--late: a number above 0, for a network that predicts something else than noise")
@@ -112,7 +142,7 @@ def main():
     for _ in carry_on(training, output / "checkpoints", options.checkpoint_every):
         pass
     if accelerator.is_main_process:
-        save_results(training, output)
+        save(training, output)
     accelerator.wait_for_everyone()
     time.sleep(0.1)  # for Gloo's thread to let go of that; at the very end it would wait for Python's lock
     accelerator.end_training()  # a process that just leaves may crash the others

@@ -2,7 +2,6 @@
 
 Lesson 11  prepare_folder, stop_button, ignore_signals, enough_memory, progress, same_gradients, compiles,
            finish, Loop, saved_steps, carry_on
-train.py   own_folder, save_results
 
     training = Training(diffusion, loader, epochs=2000)
     for step in carry_on(training, "my_checkpoints"):
@@ -12,7 +11,6 @@ train.py   own_folder, save_results
 """
 
 import signal
-import tempfile
 import threading
 import time
 import warnings
@@ -25,12 +23,11 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast, gather_object
 from filelock import FileLock, Timeout
-from matplotlib import pyplot as plt
 from torch.utils.data import DistributedSampler
 from tqdm.auto import tqdm
 
 from diffusion_course.checkpoints import FILES, load_checkpoint, remove, save_checkpoint
-from diffusion_utils import Residual, generate, show
+from diffusion_utils import Residual
 
 
 @contextmanager
@@ -231,34 +228,3 @@ def carry_on(training, folder, every=1000):
     if isinstance(training.sampler, DistributedSampler):
         raise ValueError("loader: leave out its DistributedSampler; the processes share each batch already")
     return Loop(partial(saved_steps, training, Path(folder).expanduser().absolute(), every))
-
-
-def own_folder(folder, start):
-    """Make `folder` for training runs that begin with the weights named `start`, which it keeps in a note.
-
-    Raises FileExistsError for a file, or a folder that holds other things or a run with another start.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    note = folder / "start_from.txt"
-    before = note.read_text(encoding="utf-8") if note.is_file() else None
-    if before == start:
-        return
-    if before is not None:
-        raise FileExistsError(f"{folder} holds a run that started from {before}, not from {start}")
-    if any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not a folder of this program; name a new one")
-    note.write_text(start, encoding="utf-8")
-
-
-def save_results(training, folder):
-    """Write the model, ten of its images and the curve of its loss into `folder`, in place of older ones."""
-    # What is saved is whole before it takes an older model's place; and transformers removes other models there.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".draft-") as draft:
-        training.diffusion.save_pretrained(draft)
-        for path in Path(draft).iterdir():
-            path.replace(folder / path.name)
-    show(generate(training.diffusion, n=10, seed=0), n=10, path=folder / "samples.png")
-    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
-    axis.plot(training.history["loss"], linewidth=0.5)
-    axis.set(xlabel="step", ylabel="loss", ylim=(0, 1))
-    figure.savefig(folder / "loss.png")

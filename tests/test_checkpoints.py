@@ -681,8 +681,7 @@ def test_an_output_with_other_things_is_refused(monkeypatch, tmp_path, capsys, f
     fill(output)
     before = contents(tmp_path)
     line = refused(monkeypatch, capsys, "--output", output, *SMALL)
-    assert "--output: " in line and str(output) in line
-    assert output.is_file() or line.endswith("is not a folder of this program; name a new one")
+    assert f"--output: {output} is " in line and "; name a new " in line
     assert contents(tmp_path) == before and names(tmp_path) == ["output"]
 
 

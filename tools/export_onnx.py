@@ -96,7 +96,9 @@ def halve(model):
             half = values.astype(np.float16)
             if values.ndim == 4 or np.array_equal(half, values):
                 bits = half.view(np.uint16)
-                half = ((bits + (bits >> 1 & 1)) & 0xFFFE).view(np.float16)  # to the nearest with a last bit of 0
+                half = ((bits + (bits >> 1 & 1)) & 0xFFFE).view(
+                    np.float16
+                )  # to the nearest with a last bit of 0
                 weight.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
                 casts.append(helper.make_node("Cast", [weight.name], [name], to=TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]
