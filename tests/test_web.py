@@ -152,6 +152,16 @@ def test_the_same_face_from_a_prompt(page, folder):
     assert len(tokens(examples, vocabulary)) == len(examples)  # it knows all of their words
 
 
+@needs_a_browser
+@pytest.mark.parametrize("folder", WORDS, ids=lambda folder: folder.name)
+def test_all_that_a_prompt_needs_is_fifteen_megabytes(fresh, address, folder):
+    bodies = []
+    fresh.on("response", lambda response: bodies.append(response.body()))
+    fresh.goto(f"{address}#model={folder.name}&steps=1&prompt=a+red+hat")
+    fresh.wait_for_function(DRAWN)
+    assert 5e6 < sum(map(len, bodies)) < 15e6
+
+
 @needs_firefox
 def test_the_same_faces_in_firefox(address):
     """Those of the two tests above; and a PNG, a walk and a link."""
