@@ -67,32 +67,14 @@ parser = HfArgumentParser([Options, Recipe], description=__doc__, epilog=str(Rec
 
 
 def prepare(output, start):
-    """Make the folder `output`, with a note of what its runs start from; end the program if it is not one of theirs."""
-    if output.is_file():
-        parser.error(f"--output: {output} is a file; name a new folder")
-    output.mkdir(parents=True, exist_ok=True)
+    """Make the folder `output`; end the program if it is not one of training runs that start from `start`."""
     note = output / "start_from.txt"
-    before = note.read_text(encoding="utf-8") if note.is_file() else None
-    if before not in (None, start):
+    before = note.read_text(encoding="utf-8") if note.is_file() else start
+    if output.exists() and not note.is_file() and (output.is_file() or any(output.iterdir())):
+        parser.error(f"--output: {output} is not a folder of this program; name a new one")
+    if before != start:
         parser.error(f"--output: {output} holds a run that started from {before}, not from {start}")
-    if before is None:
-        if any(output.iterdir()):
-            parser.error(f"--output: {output} is not a folder of this program; name a new one")
-        note.write_text(start, encoding="utf-8")
-
-
-def save(training, output):
-    """Write the model, ten of its images and the curve of its loss into `output`, in place of older ones."""
-    # What is saved is whole before it takes an older model's place; and transformers removes other models there.
-    with tempfile.TemporaryDirectory(dir=output, prefix=".draft-") as draft:
-        training.diffusion.save_pretrained(draft)
-        for path in Path(draft).iterdir():
-            path.replace(output / path.name)
-    show(generate(training.diffusion, n=10, seed=0), n=10, path=output / "samples.png")
-    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
-    axis.plot(training.history["loss"], linewidth=0.5)
-    axis.set(xlabel="step", ylabel="loss", ylim=(0, 1))
-    figure.savefig(output / "loss.png")
+    output.mkdir(parents=True, exist_ok=True)
 
 
 def build(options, seed):
@@ -101,9 +83,10 @@ def build(options, seed):
     shape |= {name: getattr(options, name) for name in ("widths", "block_depth", "predicts")}
     shape = {name: value for name, value in shape.items() if value is not None}
     if options.start_from:
-        if shape:
-            parser.error(f"--start-from: a trained model brings its own {', '.join(shape)}; leave that out")
         diffusion = Diffusion.from_pretrained(options.start_from)
+        own = {name: getattr(diffusion.config, name) for name in shape}
+        if own != shape:
+            parser.error(f"the model to start from has {own}, not {shape}; leave that out")
     else:
         torch.manual_seed(seed)
         diffusion = Diffusion(DiffusionConfig(**shape))
@@ -114,6 +97,20 @@ def build(options, seed):
         diffusion.config.times = karras_times(20, math.inf, PURE_NOISE)  # it learns and draws from there
         sockets["loss"] = partial(prediction_loss, late=options.late, largest_sigma=PURE_NOISE)
     return diffusion, sockets
+
+
+def save(training, output):
+    """Write the model, a row of its images and the curve of its loss into `output`."""
+    # What is saved is whole before it takes an older model's place; and transformers removes other models there.
+    with tempfile.TemporaryDirectory(dir=output, prefix=".draft-") as draft:
+        training.diffusion.save_pretrained(draft)
+        for path in Path(draft).iterdir():
+            path.replace(output / path.name)
+    show(generate(training.diffusion, n=10, seed=0), n=10, path=output / "samples.png")
+    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+    axis.plot(training.history["loss"], linewidth=0.5)
+    axis.set(xlabel="step", ylabel="loss", ylim=(0, 1))
+    figure.savefig(output / "loss.png")
 
 
 def main():
@@ -136,6 +133,8 @@ def main():
         data = get_data(options.data, split=options.split, limit=options.limit, **choice)
     loader = get_loader(data, options.batch_size)
     training = Training(diffusion, loader, accelerator=accelerator, **sockets, **vars(recipe))
+    if accelerator.is_main_process:
+        (output / "start_from.txt").write_text(start, encoding="utf-8")
     more = "" if options.lazy or len(data) < options.limit else ", and perhaps more beyond --limit"
     steps = f"{len(training.loader)} steps an epoch, {len(training):,} in all"
     accelerator.print(f"{len(data):,} images{more}; {steps}")

@@ -302,7 +302,7 @@ WAYS = {  # what arrives, and what is said
     "no network": ("models/*.onnx.gz", None, "The file models/toy_faces_32.onnx.gz did not arrive (no network)"),
     "a page": ("models/*.onnx.gz", PAGE, "The file models/toy_faces_32.onnx.gz did not arrive (a web page came in its place)"),
     "a page for all": ("*.json", PAGE, "The file models/models.json did not arrive (a web page came in its place)"),
-    "half": ("models/*.onnx.gz", {"body": b"\x1f\x8bhalf"}, "The file models/toy_faces_32.onnx.gz is damaged"),
+    "half": ("models/*.onnx.gz", {"body": b"half"}, "The file models/toy_faces_32.onnx.gz did not arrive (it broke off)"),
     "half a list": ("*.json", {"body": b"{"}, "The file models/models.json is damaged"),
     "half a runtime": ("*.wasm.gz", {"body": b"\x1f\x8bhalf"}, "The file runtime/ort-wasm-simd-threaded.wasm.gz is damaged"),
     "a program": ("*.min.mjs", None, "The file runtime/ort.wasm.min.mjs did not arrive"),

@@ -85,7 +85,7 @@ def program(module, tensors, output):
 
 
 def halve(model):
-    """Keep the weights of convolutions in 15 bits, and others that fit in 16: half the file. They are computed with in 32.
+    """Keep the weights of convolutions, and others that fit in 16 bits, in 15: half the file. They are computed with in 32.
 
     All else stays as it is: the frequencies of `Combine` reach 6,283, where float16 is off by whole turns.
     """
@@ -96,9 +96,7 @@ def halve(model):
             half = values.astype(np.float16)
             if values.ndim == 4 or np.array_equal(half, values):
                 bits = half.view(np.uint16)
-                half = ((bits + (bits >> 1 & 1)) & 0xFFFE).view(
-                    np.float16
-                )  # to the nearest with a last bit of 0
+                half = ((bits + (bits >> 1 & 1)) & 0xFFFE).view(np.float16)  # the nearest that ends in 0
                 weight.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
                 casts.append(helper.make_node("Cast", [weight.name], [name], to=TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]

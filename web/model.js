@@ -15,14 +15,15 @@ function once(name, make) {
   return kept.get(name);
 }
 
-// The bytes of a file; `onBytes(name, loaded, total)` is called as they arrive, total 0 if nobody knows.
-async function fetchBytes(name, onBytes) {
+// The bytes of a file; `onBytes(name, loaded, total)` is called as they arrive, total 0 if nobody knows. `size`: how
+// many there must be, where that is known.
+async function fetchBytes(name, onBytes, size) {
   const lost = (why) => new Error(`The file ${name} did not arrive (${why}). Press New face to try again.`);
   const response = await fetch(name).catch(() => ({ status: "no network" }));
   if (!response.ok) throw lost(response.status);
   const { headers, body } = response;
   if (/^text\/html/.test(headers.get("content-type"))) throw lost("a web page came in its place");
-  const total = headers.get("content-encoding") ? 0 : Number(headers.get("content-length"));
+  const total = headers.get("content-encoding") ? 0 : size ?? Number(headers.get("content-length"));
   const [reader, parts] = [body.getReader(), []];
   const read = () => reader.read().catch(() => Promise.reject(lost("it broke off")));
   let loaded = 0;
@@ -83,7 +84,8 @@ function agrees(numbers, known) {
 export function loadModel(model, kind, onBytes) {
   return once(`${kind} ${model.name}`, async () => {
     const runtime = once(kind, () => startRuntime(kind, onBytes));
-    const fetched = [model.file, model.decoder].filter(Boolean).map((file) => fetchBytes(file, onBytes));
+    const files = [[model.file, model.bytes], [model.decoder, model.decoder_bytes]].filter(([file]) => file);
+    const fetched = files.map(([file, size]) => fetchBytes(file, onBytes, size));
     const [ort, ...blobs] = await Promise.all([runtime, ...fetched]);
     const options = { executionProviders: [kind] };
     const session = async (blob, file) =>
