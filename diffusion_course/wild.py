@@ -43,8 +43,12 @@ def scheduler_betas(count=1000):
 def draw_with(diffusion, scheduler, n=5, steps=20, seed=None):
     """Draw `n` images (n, C, S, S) in [0, 1] by a scheduler of diffusers made with `scheduler_betas()`. Lesson 19.
 
-    It does what a pipeline of diffusers does: set the times, then ask the network and take a step for each.
+    It does what a pipeline of diffusers does: set the times, then ask the network and take a step for each. Raises
+    ValueError for a scheduler with another schedule, or for another prediction than noise.
     """
+    options = scheduler.config
+    if options.get("trained_betas") is None or options.get("prediction_type") != "epsilon":
+        raise ValueError("scheduler: make it with trained_betas=scheduler_betas(), prediction_type='epsilon'")
     network = copy.deepcopy(diffusion).float().eval()
     scheduler.set_timesteps(steps)
     noisy = starting_noise(network, n, seed) * scheduler.init_noise_sigma
@@ -240,10 +244,15 @@ def edges(images, least=0.15):
 
 
 def set_control(model, lines):
-    """Give lines (N or 1, 1, S, S) to all ControlledLevel of a model, folded to the size of its latents. Lesson 19."""
-    for module in model.modules():
-        if isinstance(module, ControlledLevel):
-            module.control = nn.functional.pixel_unshuffle(lines, 4)
+    """Give lines (N or 1, 1, S, S) to all ControlledLevel of a model, folded to the size of its latents. Lesson 19.
+
+    Raises ValueError if the model has none.
+    """
+    levels = [module for module in model.modules() if isinstance(module, ControlledLevel)]
+    if not levels:
+        raise ValueError("model: nothing in it listens to lines; call add_control(model.unet) first")
+    for level in levels:
+        level.control = nn.functional.pixel_unshuffle(lines, 4)
 
 
 def roughen(lines):

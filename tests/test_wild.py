@@ -95,6 +95,14 @@ def test_2m_of_diffusers_draws_the_same_faces(toy):
     assert (faces - generate(toy, 2, 50, seed=1, sampler=DPMSolver())).abs().mean() > 0.1
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"trained_betas": scheduler_betas(), "prediction_type": "v_prediction"}]
+)
+def test_a_scheduler_that_would_draw_something_else_is_refused(toy, options):
+    with pytest.raises(ValueError, match="scheduler: make it with trained_betas"):
+        draw_with(toy, DDIMScheduler(**options))
+
+
 def test_ddpm_of_diffusers_draws_faces(toy):
     scheduler = DDPMScheduler(trained_betas=scheduler_betas(), timestep_spacing="trailing", clip_sample=False)
     torch.manual_seed(0)
@@ -309,6 +317,8 @@ def test_control_begins_without_a_change_and_learns():
     model = small_model()
     before = output(model)
     model.requires_grad_(False)
+    with pytest.raises(ValueError, match="model: nothing in it listens to lines"):
+        set_control(model, torch.ones(1, 1, 32, 32))
     add_control(model.unet)
     set_control(model, torch.ones(1, 1, 32, 32))
     assert torch.equal(output(model), before)
