@@ -1,7 +1,7 @@
 """A diffusion model for small images: load, add noise, build, train, draw. Lessons 01 to 05, in their order.
 
 Images are float32 arrays or tensors (N, C, S, S) with values in [0, 1]: N images, C channels (three:
-red, green, blue), S rows, S columns. This file needs no other of the course; only the folders named below lie there.
+red, green, blue), S rows, S columns. This file needs no other of the course; the folders named below lie beside it.
 """
 
 import copy
@@ -26,7 +26,7 @@ from transformers import PretrainedConfig, PreTrainedModel, get_scheduler
 ROOT = Path(__file__).resolve().parent
 TOY_FACES = ROOT / "data" / "toy_faces"  # the images that ship with the course
 TOY_MODEL = ROOT / "pretrained" / "toy_faces_32"  # the network of lesson 04, trained for over an hour
-SHORT_MODEL = ROOT / "pretrained" / "toy_faces_32_short"  # the same network after 16 epochs with AdamW
+SHORT_MODEL = ROOT / "pretrained" / "toy_faces_32_short"  # the same after 16 epochs with AdamW, for lesson 07
 LARGE_MODEL = ROOT / "pretrained" / "toy_faces_64"  # one of the full size, trained by train.py
 # The files of a folder that are taken for images.
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -39,7 +39,10 @@ CPU_RECIPE = dict(epochs=16, lr=3e-3, ema_decay=0.99, warmup_steps=100, cosine_d
 
 
 def show(images, n=5, path=None, titles=()):
-    """Show the first `n` images of (N, C, S, S) in one row, with titles; save them where `path` says. Lesson 01."""
+    """Show the first `n` images of (N, C, S, S) in one row, with titles; save them where `path` says. Lesson 01.
+
+    One channel is shown in grey; of more than three, the first three count.
+    """
     images = torch.as_tensor(images[:n]).detach().cpu().clip(0, 1)
     figure, axes = plt.subplots(1, len(images), figsize=(1.5 * len(images), 1.7), squeeze=False)
     for axis, image, title in zip(axes[0], images, [*titles, *n * [""]]):
@@ -85,7 +88,7 @@ def open_images(source, split="train", seed=0):
 
     `source`: a folder of images, a folder in hub layout (with parquet files), a hub id ("owner/name", which is
     streamed), or any `datasets.Dataset`; `any_images` of lesson 10 makes one from zip files and untidy folders.
-    Of a folder, hidden folders count too, and links to folders are not followed.
+    Of a folder, hidden files are left out, files in hidden folders are not; links to folders are not followed.
     """
     if isinstance(source, datasets.Dataset):
         rows = source
@@ -99,15 +102,18 @@ def open_images(source, split="train", seed=0):
     columns = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     if not columns:
         raise ValueError(f"source: {str(source)!r} has no column of images, only {list(rows.features)}")
-    names = {} if "image" in columns else {columns[0]: "image"}
-    return rows.select_columns([*names] or "image").shuffle(seed=seed).rename_columns(names)
+    name = "image" if "image" in columns else columns[0]
+    names = {} if name == "image" else {name: "image"}
+    # Renaming decodes what is streamed, and would compress photos anew: so only undecoded files are renamed.
+    rows = rows.select_columns(name).cast_column(name, datasets.Image(decode=False)).shuffle(seed=seed)
+    return rows.rename_columns(names).cast_column("image", datasets.Image())
 
 
 def get_data(source=TOY_FACES, *, split="train", limit=3000, size=64, seed=0):
     """Load up to `limit` images as one float32 array (N, 3, size, size) in [0, 1]. Lesson 01.
 
-    `source`: see `open_images`; `seed` fixes which images come, and in which order (of a stream, from its beginning).
-    Photos come upright: `datasets` turns them.
+    `source`: see `open_images`; `seed` fixes which images come, and in which order (a stream is
+    shuffled only within a moving buffer of 1,000 rows). `datasets` turns photos upright, as their EXIF tag says.
     Raises ValueError where there is no image, and what Pillow raises for a file that it cannot read.
     """
     rows = islice(open_images(source, split, seed), limit)
@@ -236,13 +242,11 @@ class DiffusionConfig(PretrainedConfig):
     default. `times`: where they lie, interpolated between these numbers: [1.0, 0.0] is evenly from 1 to 0.
     """
 
-    model_type = "course_diffusion"
+    model_type = "course_diffusion"  # stands in each config.json
 
-    def __init__(
-        self, image_size=64, widths=(32, 64, 96, 128), block_depth=2, channels=3, predicts="noise", **options
-    ):
-        options = {"steps": 20, "times": [1.0, 0.0], **options}
-        super().__init__(image_size=image_size, block_depth=block_depth, channels=channels, **options)
+    def __init__(self, image_size=64, widths=(32, 64, 96, 128), block_depth=2, predicts="noise", **options):
+        options = {"channels": 3, "steps": 20, "times": [1.0, 0.0], **options}
+        super().__init__(image_size=image_size, block_depth=block_depth, **options)
         self.widths, self.predicts = list(widths), predicts
         if predicts not in ("noise", "image", "v", "flow"):
             raise ValueError(f"predicts must be 'noise', 'image', 'v' or 'flow', not {predicts!r}")
@@ -270,7 +274,7 @@ class Diffusion(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, name, *args, **options):
-        """Load a model from a folder or the hub; ValueError if weights are missing, which would start at random."""
+        """Load a model from a folder or the hub; ValueError if weights are missing or left over."""
         model, report = super().from_pretrained(name, *args, **options, output_loading_info=True)
         misfits = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
         if misfits:
@@ -324,7 +328,7 @@ def average_weights(diffusion, ema_decay):
 
 @dataclass
 class Recipe:
-    """The settings of a training run; the defaults are those of the article that the course builds on. Lesson 04."""
+    """The settings of a training run; the defaults are the article's, and the average is our addition. Lesson 04."""
 
     epochs: int = 2000
     lr: float = 2e-4
@@ -421,7 +425,7 @@ class Training:
         self.diffusion.train()  # the body of your loop may have called eval()
         self.optimizer.zero_grad()
         loss = self.loss(batch)
-        self.accelerator.backward(loss)  # in float16 it scales the loss first
+        self.accelerator.backward(loss)  # in float16 it scales the loss, lest small gradients become 0
         self.optimizer.step()
         self.history["lr"].append(self.rates.get_last_lr()[0])  # of the first group of weights
         self.rates.step()
@@ -430,7 +434,7 @@ class Training:
         self.step += 1
 
     def check_finite(self):
-        self.history["loss"] = [float(loss) for loss in self.history["loss"]]  # one transfer for all
+        self.history["loss"] = [float(loss) for loss in self.history["loss"]]  # no step waits for it
         values = [torch.tensor(self.history["loss"]), *self.diffusion.state_dict().values()]
         if not all(value.isfinite().all() for value in values):
             raise FloatingPointError(f"loss or weights are not finite at step {self.step}; try a lower lr")
@@ -439,7 +443,7 @@ class Training:
         if not self.finished:
             self.check_finite()
             self.diffusion.load_state_dict(self.average.module.state_dict())
-            self.diffusion.to(memory_format=torch.contiguous_format)
+            self.diffusion.to(memory_format=torch.contiguous_format)  # the usual layout, on every machine
             self.finished = True
 
 

@@ -1,5 +1,7 @@
 """Lesson 01: get_data, get_loader and show."""
 
+import io
+
 import datasets
 import numpy as np
 import pytest
@@ -87,17 +89,21 @@ def test_the_column_called_image(tmp_path, columns, mean):
 
 @pytest.mark.parametrize("column", ["image", "face"])
 def test_a_hub_id_is_streamed(monkeypatch, column):
-    """And one that ends early gives a shorter array."""
-    calls = {}
+    """One that ends early gives a shorter array, and photos are not compressed anew on the way."""
+    calls, photo = {}, io.BytesIO()
+    gradient().save(photo, "JPEG", quality=98)
+    expected = np.asarray(square_rgb(Image.open(photo), 32)).transpose(2, 0, 1) / np.float32(255)
 
     def load_dataset(path, **options):
         calls.update(options, path=path)
         kinds = datasets.Features({"name": datasets.Value("string"), column: datasets.Image()})
-        rows = datasets.Dataset.from_dict({"name": ["a", "b", "c"], column: [gradient()] * 3}, kinds)
+        photos = [{"bytes": photo.getvalue(), "path": None}] * 3
+        rows = datasets.Dataset.from_dict({"name": ["a", "b", "c"], column: photos}, kinds)
         return rows.to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert get_data("somebody/faces", limit=20, size=8).shape == (3, 3, 8, 8)
+    data = get_data("somebody/faces", limit=20, size=32)
+    assert data.shape == (3, 3, 32, 32) and all(np.array_equal(image, expected) for image in data)
     assert calls == {"path": "somebody/faces", "split": "train", "streaming": True}
 
 
