@@ -385,9 +385,10 @@ class Training:
     `diffusion` may be any module for which `loss(diffusion, batch)` gives a scalar; `optimizer(diffusion, recipe)`
     gives a torch.optim.Optimizer; `recipe`: the fields of `Recipe`. Order and noise follow from seeds, epoch and
     step, and so does `Augmented` data (lesson 10): after a `break`, loop over the same object again, and it goes
-    on as if unbroken. `history` has the loss and the learning rate of each step; losses are tensors on the device
-    until the epoch ends. At the end, or when `finish()` is called after a `break`, the model has the averaged
-    weights. Raises FloatingPointError, at the end of an epoch, for a loss or weights that are not finite.
+    on as if unbroken. (Only a `batch_sampler` of your own keeps its own order.) `history` has the loss and the
+    learning rate of each step; losses are tensors on the device until the epoch ends. At the end, or when `finish()`
+    is called after a `break`, the model has the averaged weights. Raises FloatingPointError, at the end of an epoch,
+    for a loss or weights that are not finite.
     """
 
     def __init__(self, diffusion, loader, *, loss=l1_loss, optimizer=adamw, accelerator=None, **recipe):

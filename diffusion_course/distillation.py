@@ -1,6 +1,6 @@
 """Students that draw in few steps, in the order of lesson 14.
 
-Lesson 14  half_steps, distillation_loss, check_teacher, distill, consistency_loss, distill_consistency
+Lesson 14  two_steps_in_one, distillation_loss, check_teacher, distill, consistency_loss, distill_consistency
 
     for steps, student in distill(teacher, loader, steps=(8, 4, 2, 1), epochs=4, lr=1e-3):
         show(generate(student, seed=0))
@@ -22,7 +22,7 @@ FEW_STEPS = {20: ROOT / "pretrained" / "toy_faces_32_v"}
 FEW_STEPS |= {steps: ROOT / "pretrained" / f"toy_faces_32_in_{steps}" for steps in (4, 2, 1)}
 
 
-def half_steps(predict, noisy, time, next_time):
+def two_steps_in_one(predict, noisy, time, next_time):
     """The image that leads in one step of DDIM to where two steps of half the length lead. Lesson 14.
 
     `predict(noisy, time)` gives noise and image, as in `sample`. At time 0, where a drawing ends with the
@@ -50,7 +50,7 @@ def distillation_loss(teacher, steps):
             left = torch.randint(steps, (len(images), 1, 1, 1), device=image.device)  # steps after this one
             time, next_time = (left + 1) / steps, left / steps
             noisy = mix(image, torch.randn_like(image), time)
-            target = half_steps(partial(predict, teacher), noisy, time, next_time)
+            target = two_steps_in_one(partial(predict, teacher), noisy, time, next_time)
         _, guess = predict(student, noisy, time)
         noise_rate, _ = schedule(time)
         return ((guess - target) / noise_rate).abs().mean()

@@ -13,7 +13,7 @@ from diffusion_course.distillation import (
     distill,
     distill_consistency,
     distillation_loss,
-    half_steps,
+    two_steps_in_one,
 )
 from diffusion_utils import Diffusion, ddim, generate, mix, predict, schedule
 
@@ -23,7 +23,7 @@ def test_at_the_end_the_aim_is_the_last_guess():
     noisy, time = torch.randn(2, 3, 8, 8), torch.full((2, 1, 1, 1), 0.5)
     there, _ = ddim(predictor, noisy, time, time / 2)
     _, last = predictor(there, time / 2)
-    assert torch.equal(half_steps(predictor, noisy, time, 0 * time), last)
+    assert torch.equal(two_steps_in_one(predictor, noisy, time, 0 * time), last)
 
 
 @pytest.mark.parametrize("steps", [1, 4])

@@ -214,7 +214,7 @@ WAYS = [  # from, to, what is written beside it, and where
     ((2.3, 3.1), (6.6, 3.1), "noisy latent", (3.6, 3.35)),
     ((9.7, 3.1), (11.2, 3.1), "latent", (10.45, 3.35)),
     ((13.5, 3.1), (14.3, 3.1), "", (0, 0)),
-    ((9.2, 2.3), (7.1, 2.3), "predicted flow: one step of the sampler, 15 to 30 times", (8.15, 0.9)),
+    ((9.2, 2.3), (7.1, 2.3), "a guess, then a step of the sampler: 15 to 30 times", (8.15, 0.9)),
 ]
 
 
